@@ -1,0 +1,42 @@
+"""Social text -> the words an encoder was trained on. Called by `tokenise` and by training, never apart.
+
+Which steps are taken belongs to a checkpoint: a RoBERTa tokenizer reads emoji byte by byte, an uncased
+WordPiece vocabulary has none and would answer [UNK] for every one of them.
+"""
+
+import re
+
+import emoji
+import msgspec
+
+_MENTION = re.compile(r"(?<!\S)@\w+")
+_LINK = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
+_SPACES = re.compile(r"\s+")
+_EMOJI_WORD_SEPARATORS = str.maketrans({"_": " ", "-": " "})
+
+
+class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The steps to take before tokenising; a part of a checkpoint's configuration.
+
+    Attributes:
+        mask_users_and_links: Mentions become `@user` and links `http`, as TweetEval publishes its tweets
+            (Barbieri et al. 2020, https://github.com/cardiffnlp/tweeteval).
+        emoji_to_words: An emoji becomes its CLDR short name in words: 😂 -> face with tears of joy.
+    """
+
+    mask_users_and_links: bool = True
+    emoji_to_words: bool = False
+
+    def apply(self, text: str) -> str:
+        """Return the text with each step of this configuration taken and white space folded."""
+        if self.mask_users_and_links:
+            text = _LINK.sub("http", _MENTION.sub("@user", text))
+        if self.emoji_to_words and not text.isascii():
+            text = emoji.replace_emoji(text, replace=_emoji_words)
+        return _SPACES.sub(" ", text).strip()
+
+
+def _emoji_words(_symbol: str, data: dict[str, str]) -> str:
+    """Return an emoji's English name as plain words, set apart by spaces."""
+    name = data["en"].strip(":").translate(_EMOJI_WORD_SEPARATORS)
+    return f" {name} "
