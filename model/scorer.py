@@ -1,5 +1,5 @@
 """A checkpoint at work: texts in, one outcome per text out, same order. Called by the GPU worker's child process,
-by `emostream predict` and by evaluation. Not for several threads at once.
+by `emostream predict` and by evaluation. `prepare` and `compute` may run in a thread each, neither in several.
 
 Legend: N texts, W windows, T tokens, D encoder width, C labels.
 """
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -30,6 +31,13 @@ MOST_PADDED_TOKENS = {"cpu": 2048, "cuda": 65_536}
 once activations leave the L3 cache; a GPU wants tens of thousands to be busy at all."""
 
 _WARM_UP_TEXTS = ("ok", "what a day " * 6, "nobody saw that coming " * 40)
+
+
+class PreparedBatch(msgspec.Struct, frozen=True):
+    """Texts as the network reads them, and the seconds it took to make them so."""
+
+    windows: tuple[Windows, ...]
+    tokenise_s: float
 
 
 class TextScorer:
@@ -72,23 +80,31 @@ class TextScorer:
             self.score(_WARM_UP_TEXTS * count)
 
     def score(self, texts: Sequence[str]) -> BatchOutcome:
-        """Score texts of any length.
+        """Score texts of any length: `prepare`, then `compute`."""
+        return self.compute(self.prepare(texts))
+
+    def prepare(self, texts: Sequence[str]) -> PreparedBatch:
+        """Normalise and tokenise; may run in a thread of its own, next to `compute`."""
+        started = time.perf_counter()
+        windows = self._tokenizer.windows(texts)
+        return PreparedBatch(windows=tuple(windows), tokenise_s=time.perf_counter() - started)
+
+    def compute(self, batch: PreparedBatch) -> BatchOutcome:
+        """Run the network.
 
         Returns:
             One outcome per text, in order: `Scored`, or `Unscorable` where the network gave no number.
         """
         started = time.perf_counter()
-        windows = self._tokenizer.windows(texts)
-        tokenised = time.perf_counter()
-        logits_NC, padded_tokens = self._logits(windows)
+        logits_NC, padded_tokens = self._logits(batch.windows)
         scores_NC = torch.softmax(logits_NC / self._config.temperature, dim=-1).tolist()
-        outcomes = tuple(_outcome(*pair) for pair in zip(windows, scores_NC, strict=True))
+        outcomes = tuple(_outcome(*pair) for pair in zip(batch.windows, scores_NC, strict=True))
         return BatchOutcome(
             outcomes=outcomes,
-            tokens=sum(len(row) for text in windows for row in text.rows),
+            tokens=sum(len(row) for text in batch.windows for row in text.rows),
             padded_tokens=padded_tokens,
-            tokenise_s=tokenised - started,
-            forward_s=time.perf_counter() - tokenised,
+            tokenise_s=batch.tokenise_s,
+            forward_s=time.perf_counter() - started,
         )
 
     def logits(self, texts: Sequence[str]) -> Tensor:

@@ -1,0 +1,58 @@
+"""What can go wrong at the edges.
+
+    ConnectorError
+    ├── MalformedRecord   decoding a record of `posts`: its reason is the dead letter's
+    ├── BrokerError       creating topics, publishing: the broker is away or refuses
+    └── SinkError         writing answers
+        ├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
+        └── RecordRefused     one record can never be written (too large); carries which
+"""
+
+
+class ConnectorError(Exception):
+    """Base of every error raised at the edges."""
+
+    reason: str = "connector"
+    retriable: bool = False
+
+
+class MalformedRecord(ConnectorError):
+    """A record that is no post.
+
+    Args:
+        reason: A short stable word: metric label and dead-letter header.
+        error: One sentence for a person; never the text of the post.
+    """
+
+    def __init__(self, reason: str, error: str) -> None:
+        super().__init__(error)
+        self.reason = reason
+
+
+class BrokerError(ConnectorError):
+    """The broker is away or refuses."""
+
+    reason = "broker"
+
+
+class SinkError(ConnectorError):
+    """Answers cannot be written."""
+
+    reason = "sink"
+
+
+class SinkUnavailable(SinkError):
+    """A sink is away or overloaded; the same write may succeed later."""
+
+    reason = "sink_unavailable"
+    retriable = True
+
+
+class RecordRefused(SinkError):
+    """One record of a write can never succeed; `position` says which."""
+
+    reason = "record_refused"
+
+    def __init__(self, position: int, error: str) -> None:
+        super().__init__(error)
+        self.position = position

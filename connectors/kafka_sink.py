@@ -1,0 +1,189 @@
+"""Answers and dead letters into Kafka: acks from all replicas, idempotent. Written to by the pipeline.
+
+A write returns when the broker has confirmed every record.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
+
+from emostream.connectors.errors import RecordRefused, SinkUnavailable
+from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, Emotion, encode_emotion
+
+_log = logging.getLogger(__name__)
+
+MOST_REQUEST_BYTES = 1024 * 1024
+"""Largest record and request; Kafka's own default for a broker is the same and twelve bytes."""
+
+_KEPT_BYTES = 512 * 1024
+"""What is kept of the value of a dead letter that its own headers made too large to write."""
+
+_STOP_S = 5.0
+"""A producer that cannot flush for this long is dropped; its records are written again by the next one."""
+
+Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+
+
+class KafkaWriter:
+    """A producer for one topic that comes back after the broker went away.
+
+    Args:
+        topic: Where records go.
+        bootstrap: Kafka's addresses, comma-separated.
+        request_timeout_s: How long a delivery may take before the write counts as failed.
+        connection: Further settings of the connection (TLS, SASL), as aiokafka names them.
+    """
+
+    def __init__(
+        self, *, topic: str, bootstrap: str, request_timeout_s: float = 30.0, connection: dict[str, Any]
+    ) -> None:
+        self._topic = topic
+        self._settings: dict[str, Any] = {
+            "bootstrap_servers": bootstrap,
+            "acks": "all",
+            "enable_idempotence": True,
+            "linger_ms": 2,
+            "compression_type": "gzip",
+            "max_request_size": MOST_REQUEST_BYTES,
+            "request_timeout_ms": int(request_timeout_s * 1000),
+            **connection,
+        }
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def write(self, records: Sequence[Record]) -> None:
+        """Write records and wait until each is confirmed.
+
+        Raises:
+            SinkUnavailable: Some are not confirmed.
+            RecordRefused: One is larger than a request may be.
+        """
+        try:
+            producer = await self._started()
+            deliveries = [await self._send(producer, position, *r) for position, r in enumerate(records)]
+        except KafkaError as error:
+            raise SinkUnavailable(f"{self._topic}: {error!r}") from error
+        outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
+        for position, outcome in enumerate(outcomes):
+            if isinstance(outcome, MessageSizeTooLargeError):
+                raise RecordRefused(position, f"{self._topic}: {outcome!r}") from outcome
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                await self._drop(producer)
+                raise SinkUnavailable(f"{self._topic}: {outcome!r}") from outcome
+
+    async def close(self) -> None:
+        """Flush and let go of the connection."""
+        if self._producer is not None:
+            await self._drop(self._producer)
+
+    async def _send(
+        self,
+        producer: AIOKafkaProducer,
+        position: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+    ) -> "asyncio.Future[Any]":
+        try:
+            return await producer.send(self._topic, value=value, key=key, headers=headers)
+        except MessageSizeTooLargeError as error:
+            raise RecordRefused(position, f"{self._topic}: {error!r}") from error
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                try:
+                    self._producer = await _start(self._settings)
+                except UnknownError:
+                    # The embedded broker answers so to the only version of InitProducerId that aiokafka speaks.
+                    _log.warning(
+                        "%s: this broker gives no producer ids; a retried write may stand there twice", self._topic
+                    )
+                    self._settings["enable_idempotence"] = False
+                    self._producer = await _start(self._settings)
+            return self._producer
+
+    async def _drop(self, producer: AIOKafkaProducer) -> None:
+        """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh."""
+        if self._producer is producer:
+            self._producer = None
+        try:
+            await asyncio.wait_for(producer.stop(), _STOP_S)
+        except (TimeoutError, KafkaError) as error:
+            _log.warning("producer of %s did not stop cleanly: %r", self._topic, error)
+
+
+async def _start(settings: dict[str, Any]) -> AIOKafkaProducer:
+    producer = AIOKafkaProducer(**settings)
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.stop()
+        raise
+    return producer
+
+
+class KafkaSink:
+    """Answers to `emotions`, under the post's id as key."""
+
+    name = "kafka"
+
+    def __init__(self, writer: KafkaWriter) -> None:
+        self._writer = writer
+
+    async def write(self, answers: Sequence[Emotion]) -> None:
+        """Write answers and wait until each is confirmed."""
+        await self._writer.write([(a.post_id.encode(), encode_emotion(a), []) for a in answers])
+
+    async def close(self) -> None:
+        """Flush and let go of the connection."""
+        await self._writer.close()
+
+
+class KafkaDeadLetters:
+    """Records that cannot be answered to `dead-letters`, under their own key."""
+
+    name = "kafka"
+
+    def __init__(self, writer: KafkaWriter) -> None:
+        self._writer = writer
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Write dead letters and wait until each is confirmed.
+
+        A record that fitted on its way in but does not fit with the headers added is written with the beginning
+        of its value, and its `error` says so.
+        """
+        pending = list(letters)
+        while True:
+            try:
+                await self._writer.write([(letter.key, letter.value, letter.headers) for letter in pending])
+                return
+            except RecordRefused as refused:
+                pending[refused.position] = _cut(pending[refused.position])
+
+    async def close(self) -> None:
+        """Flush and let go of the connection."""
+        await self._writer.close()
+
+
+def _cut(letter: DeadLetter) -> DeadLetter:
+    """Return a dead letter that fits whatever it was, with key and value cut and no header but why it failed."""
+    why = letter.why
+    size = len(letter.value or b"")
+    return DeadLetter(
+        key=letter.key[:1024] if letter.key else None,
+        value=letter.value[:_KEPT_BYTES] if letter.value else None,
+        original_headers=(),
+        why=DeadLetterHeaders(
+            reason=why.reason,
+            error=f"{why.error} (kept are the first {min(size, _KEPT_BYTES)} of {size} bytes)",
+            origin=why.origin,
+            failed_at=why.failed_at,
+        ),
+    )

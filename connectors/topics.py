@@ -1,0 +1,80 @@
+"""Which topics exist, and creating what is missing. Called when the worker starts and by `emostream topics`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from emostream.connectors.errors import BrokerError
+
+
+class TopicState(msgspec.Struct, frozen=True):
+    """One topic: its name, and its partitions (0 where it does not exist)."""
+
+    name: str
+    partitions: int
+
+
+def describe_topics(bootstrap: str, names: Sequence[str], *, connection: dict[str, Any]) -> list[TopicState]:
+    """Return the state of each topic, in order.
+
+    Raises:
+        BrokerError: The broker is away or refuses.
+    """
+    admin = _connect(bootstrap, connection)
+    try:
+        return _describe(admin, names)
+    except KafkaError as error:
+        raise BrokerError(f"{bootstrap}: topics cannot be described: {error!r}") from error
+    finally:
+        admin.close()
+
+
+def create_topics(
+    bootstrap: str, names: Sequence[str], *, partitions: int, replication: int, connection: dict[str, Any]
+) -> list[TopicState]:
+    """Create the topics that are missing, leave the others alone, and return the state of all.
+
+    Args:
+        bootstrap: Kafka's addresses, comma-separated.
+        names: The topics.
+        partitions: Partitions of a new topic.
+        replication: Replicas of a new topic; -1 takes the broker's default.
+        connection: Further settings of the connection, as kafka-python names them.
+
+    Raises:
+        BrokerError: The broker is away or refuses.
+    """
+    admin = _connect(bootstrap, connection)
+    try:
+        missing = [state.name for state in _describe(admin, names) if not state.partitions]
+        for name in missing:
+            try:
+                admin.create_topics([NewTopic(name, partitions, replication)])
+            except TopicAlreadyExistsError:  # another worker was quicker
+                continue
+        return _describe(admin, names)
+    except KafkaError as error:
+        raise BrokerError(f"{bootstrap}: topics cannot be created: {error!r}") from error
+    finally:
+        admin.close()
+
+
+def _connect(bootstrap: str, connection: dict[str, Any]) -> KafkaAdminClient:
+    try:
+        return KafkaAdminClient(bootstrap_servers=bootstrap.split(","), **connection)
+    except KafkaError as error:
+        raise BrokerError(
+            f"no Kafka answers at {bootstrap} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
+        ) from error
+
+
+def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> list[TopicState]:
+    # All topics are listed first, because asking about one by name creates it where auto-creation is on.
+    existing = [name for name in names if name in set(admin.list_topics())]
+    described = admin.describe_topics(existing) if existing else []
+    partitions = {topic["name"]: len(topic["partitions"]) for topic in described}
+    return [TopicState(name=name, partitions=partitions.get(name, 0)) for name in names]

@@ -1,0 +1,104 @@
+"""The Faust shell: records of `posts` in as raw bytes, partitions and commits reported. Nothing else happens in it.
+
+What of Faust is used, and what is not, follows from what was seen to lose data (shared notes on Faust 0.15.3): no
+`take()`, no tables, no transactions, no serialisers, no `concurrency`, no exception out of an agent, and every
+acknowledgement by hand, in order (`offsets`).
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import faust
+from faust.sensors import Monitor
+
+from emostream.streams.offsets import OffsetOrder, Partition
+from emostream.streams.records import Record
+from emostream.streams.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_STREAM_BUFFER = 512
+"""Records that Faust holds beyond our own queue before it stops fetching: up to 32 MiB of the largest posts."""
+
+_REBALANCE_TIMEOUT_S = 60.0
+"""Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
+
+
+class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
+    """Faust's monitor, which also tells us what was committed."""
+
+    def __init__(self, offsets: OffsetOrder) -> None:
+        super().__init__()
+        self._offsets = offsets
+
+    def on_tp_commit(self, tp_offsets: Mapping[Any, int]) -> None:
+        """Hear of a commit."""
+        super().on_tp_commit(tp_offsets)
+        for tp, next_offset in tp_offsets.items():
+            self._offsets.committed((tp.topic, tp.partition), next_offset)
+
+
+def build_app(
+    settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder
+) -> faust.App:
+    """Build the Faust app; `start` and `stop` it like any service.
+
+    Args:
+        settings: Where Kafka is and how to talk to it.
+        intake: Takes each record; its waiting is what stops consumption.
+        offsets: Hears of assigned and revoked partitions and of commits.
+    """
+    app = faust.App(
+        settings.group,
+        broker=[f"kafka://{address.strip()}" for address in settings.kafka.split(",")],
+        processing_guarantee="at_least_once",
+        stream_wait_empty=True,
+        stream_buffer_maxsize=_STREAM_BUFFER,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 6,
+        broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
+        broker_rebalance_timeout=_REBALANCE_TIMEOUT_S,
+        broker_commit_interval=settings.commit_interval_s,
+        consumer_auto_offset_reset="earliest",
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        monitor=CommitMonitor(offsets),
+    )
+    topic = app.topic(
+        settings.posts_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+    )
+
+    @app.agent(topic, name="posts", concurrency=1)
+    async def _take_posts(stream: Any) -> None:
+        async for event in stream.noack().events():
+            record = _record(event)
+            offsets.take(record)
+            await intake(record)
+
+    @app.on_partitions_assigned.connect(weak=False)
+    async def _on_assigned(_app: faust.App, assigned: Any, **_: Any) -> None:
+        offsets.assigned([(tp.topic, tp.partition) for tp in assigned if tp.topic == settings.posts_topic])
+
+    @app.on_partitions_revoked.connect(weak=False)
+    async def _on_revoked(_app: faust.App, revoked: Any, **_: Any) -> None:
+        offsets.revoked([(tp.topic, tp.partition) for tp in revoked])
+
+    return app
+
+
+def _record(event: Any) -> Record:
+    message = event.message
+    headers = message.headers or ()
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp_s=message.timestamp,
+        key=message.key,
+        value=message.value,
+        headers=tuple((name, bytes(value or b"")) for name, value in pairs),
+        acknowledge=event.ack,
+    )

@@ -1,0 +1,97 @@
+"""One bounded queue whose items leave in batches. Filled by the Faust agent, emptied by the pipeline's runner.
+
+A batch leaves when it is full, by cost and count, or when its oldest item has waited long enough. The cost is the
+sum of tokens, not longest times count: the scorer sorts a batch by length and pads in small groups, so a single long
+post does not make its neighbours expensive (docs/decisions/0003-batch-cost.md).
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from emostream.streams.records import Batch, Item
+
+
+class Batcher:
+    """Collects items into batches.
+
+    Args:
+        most_posts: Items of a full batch.
+        most_tokens: Cost of a full batch; an item that costs more makes a batch of its own.
+        max_wait_s: How long the oldest item of a batch waits for others.
+        queue_posts: Items that may wait; `put` waits while there are so many.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_posts: int,
+        most_tokens: int,
+        max_wait_s: float,
+        queue_posts: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most_posts = most_posts
+        self._most_tokens = most_tokens
+        self._max_wait_s = max_wait_s
+        self._queue_posts = queue_posts
+        self._clock = clock
+        self._full: deque[list[Item]] = deque()
+        self._open: list[Item] = []
+        self._open_tokens = 0
+        self._waiting = 0
+        self._arrival = asyncio.Event()
+        self._space = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Items that wait."""
+        return self._waiting
+
+    async def put(self, item: Item) -> None:
+        """Add an item, waiting while the queue is full."""
+        while self._waiting >= self._queue_posts:
+            self._space.clear()
+            await self._space.wait()
+        if self._open and not self._fits(item):
+            self._close_open_batch()
+        self._open.append(item)
+        self._open_tokens += item.tokens
+        self._waiting += 1
+        self._arrival.set()
+
+    async def take(self) -> Batch:
+        """Return the next batch, in order, as soon as it is full or has waited long enough."""
+        while not self._full:
+            left_s = self._left_s()
+            if left_s is not None and left_s <= 0:
+                self._close_open_batch()
+                break
+            self._arrival.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._arrival.wait()
+            except TimeoutError:
+                continue
+        batch = self._full.popleft()
+        self._waiting -= len(batch)
+        self._space.set()
+        return batch
+
+    def _fits(self, item: Item) -> bool:
+        return (
+            len(self._open) < self._most_posts and self._open_tokens + item.tokens <= self._most_tokens
+        )
+
+    def _left_s(self) -> float | None:
+        """Seconds until the open batch must leave; None while it is empty."""
+        if not self._open:
+            return None
+        if len(self._open) >= self._most_posts or self._open_tokens >= self._most_tokens:
+            return 0.0
+        return self._open[0].taken_s + self._max_wait_s - self._clock()
+
+    def _close_open_batch(self) -> None:
+        self._full.append(self._open)
+        self._open, self._open_tokens = [], 0

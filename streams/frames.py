@@ -1,0 +1,102 @@
+"""What the stream worker and its GPU worker say to each other: msgpack over a socket, four bytes of length in front.
+
+Nothing is pickled. A reply carries the number of the request it answers; requests are answered in order.
+"""
+
+import struct
+from typing import Protocol
+
+import msgspec
+
+from emostream.model.samples import BatchOutcome, ModelInfo
+
+_LENGTH = struct.Struct(">I")
+LENGTH_BYTES = _LENGTH.size
+
+
+class ScorerOptions(msgspec.Struct, frozen=True):
+    """What the GPU worker is started with.
+
+    Attributes:
+        checkpoint: Checkpoint folder; empty for the shipped one.
+        device: `auto`, `cpu`, `cuda` …
+        precision: `auto`, `float32` or `bfloat16`.
+        threads: CPU threads; 0 takes one for each core.
+        parent_fd: Number of the socket that it inherits.
+    """
+
+    checkpoint: str
+    device: str
+    precision: str
+    threads: int
+    parent_fd: int = -1
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A batch to score."""
+
+    id: int
+    texts: list[str]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The GPU worker is warm."""
+
+    info: ModelInfo
+
+
+class Unusable(msgspec.Struct, frozen=True, tag="unusable"):
+    """The GPU worker cannot start, and why; it ends."""
+
+    error: str
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """The answers for a request."""
+
+    id: int
+    batch: BatchOutcome
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault"):
+    """The model raised on a request."""
+
+    id: int
+    error: str
+
+
+FromScorer = Ready | Unusable | Reply | Fault
+
+_from_scorer = msgspec.msgpack.Decoder(FromScorer)
+_request = msgspec.msgpack.Decoder(Request)
+
+
+class _ReadsExactly(Protocol):
+    async def readexactly(self, n: int, /) -> bytes: ...
+
+
+def encode_frame(message: Request | FromScorer) -> bytes:
+    """Return a message with its length in front."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(head: bytes) -> int:
+    """Return how many bytes follow."""
+    length: int = _LENGTH.unpack(head)[0]
+    return length
+
+
+def decode_request(body: bytes) -> Request:
+    """Decode what the stream worker says."""
+    return _request.decode(body)
+
+
+async def read_from_scorer(stream: _ReadsExactly) -> FromScorer:
+    """Read what the GPU worker says next.
+
+    Raises:
+        asyncio.IncompleteReadError: It ended.
+    """
+    body = await stream.readexactly(frame_length(await stream.readexactly(LENGTH_BYTES)))
+    return _from_scorer.decode(body)

@@ -1,0 +1,225 @@
+"""The GPU worker, seen from the stream worker: starts the child process, sends it batches, starts it again when it dies.
+
+A batch that was with a dead child fails with `ScorerGone`; whoever sent it sends it again, and waits until the next
+child is warm. Nothing here waits for a child that is gone: its end fails everything that waits for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+from prometheus_client import Counter
+
+from emostream.model.samples import BatchOutcome, ModelInfo
+from emostream.streams.errors import ScorerGone, ScorerUnusable, ScoringFailed
+from emostream.streams.frames import (
+    Fault,
+    Ready,
+    Reply,
+    Request,
+    ScorerOptions,
+    Unusable,
+    encode_frame,
+    read_from_scorer,
+)
+
+_log = logging.getLogger(__name__)
+
+START_DEADLINE_S = 300.0
+"""Loading and warm-up: seconds on a CPU, a minute or more where CUDA kernels are compiled for the first time."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+"""Pause before starting again a child that ended before it was ready; doubles each time."""
+
+
+class GpuWorker:
+    """A scorer in a process of its own.
+
+    Args:
+        options: What the child is started with.
+        deadline_s: Longest time between two answers while batches wait; a child that takes longer is killed.
+        restarts: Counts restarts by cause.
+    """
+
+    def __init__(self, options: ScorerOptions, *, deadline_s: float, restarts: Counter) -> None:
+        self._options = options
+        self._deadline_s = deadline_s
+        self._restarts = restarts
+        self._child: _Child | None = None
+        self._warm = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def start(self) -> ModelInfo:
+        """Start the first child, and return once it is warm.
+
+        Raises:
+            ScorerUnusable: It ended before; a later one that does is started again instead.
+        """
+        self._child = await _Child.spawn(self._options)
+        info = await self._child.become_ready()
+        self._warm.set()
+        self._supervisor = asyncio.create_task(self._supervise(self._child), name="gpu-worker-supervisor")
+        return info
+
+    @property
+    def ready(self) -> bool:
+        """Whether a warm child is there."""
+        return self._warm.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, for logs and fault tests."""
+        return self._child.pid if self._child else None
+
+    async def score(self, texts: Sequence[str]) -> BatchOutcome:
+        """Score a batch, waiting for a warm child first.
+
+        Raises:
+            ScorerGone: The child ended; send the batch again.
+            ScoringFailed: The model raised on this batch.
+        """
+        await self._warm.wait()
+        assert self._child is not None  # noqa: S101  # a warm child is there
+        return await self._child.score(texts)
+
+    async def stop(self) -> None:
+        """End the child; batches that are with it fail."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        if self._child is not None:
+            await self._child.kill()
+
+    async def _supervise(self, child: "_Child") -> None:
+        """Watch over the child, and replace it for as long as the worker runs."""
+        while True:
+            cause = await child.outlive(deadline_s=self._deadline_s)
+            self._warm.clear()
+            self._restarts.labels(cause).inc()
+            _log.error("GPU worker %d ended (%s); starting another", child.pid, cause)
+            child = await self._replace()
+            self._child = child
+            self._warm.set()
+
+    async def _replace(self) -> "_Child":
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            child = await _Child.spawn(self._options)
+            try:
+                await child.become_ready()
+                return child
+            except ScorerUnusable as error:
+                _log.error("GPU worker does not start, next try in %.1f s: %s", pause_s, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class _Child:
+    """One child process, the socket to it, and the batches that are with it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._waiting: dict[int, asyncio.Future[BatchOutcome]] = {}
+        self._sent = 0
+        self._last_sign_s = time.monotonic()
+        self.pid = process.pid
+
+    @classmethod
+    async def spawn(cls, options: ScorerOptions) -> "_Child":
+        """Start a child process, not yet ready."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            told = msgspec.structs.replace(options, parent_fd=theirs.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "emostream.streams.gpu_process", msgspec.json.encode(told).decode(),
+                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    async def become_ready(self) -> ModelInfo:
+        """Wait until the child is warm.
+
+        Raises:
+            ScorerUnusable: It ended first, or took longer than `START_DEADLINE_S`.
+        """
+        try:
+            async with asyncio.timeout(START_DEADLINE_S):
+                first = await read_from_scorer(self._reader)
+        except TimeoutError as error:
+            await self.kill()
+            raise ScorerUnusable(f"not ready after {START_DEADLINE_S:.0f} s") from error
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise ScorerUnusable(f"it ended with exit code {await self._process.wait()}") from error
+        if isinstance(first, Ready):
+            return first.info
+        await self.kill()
+        raise ScorerUnusable(first.error if isinstance(first, Unusable) else "it spoke before it was ready")
+
+    async def score(self, texts: Sequence[str]) -> BatchOutcome:
+        """Send a batch and wait for its answer."""
+        self._sent += 1
+        if not self._waiting:
+            self._last_sign_s = time.monotonic()
+        answer: asyncio.Future[BatchOutcome] = asyncio.get_running_loop().create_future()
+        self._waiting[self._sent] = answer
+        self._writer.write(encode_frame(Request(id=self._sent, texts=list(texts))))
+        with contextlib.suppress(OSError):  # the child is gone: its end fails this answer, too
+            await self._writer.drain()
+        return await answer
+
+    async def outlive(self, *, deadline_s: float) -> str:
+        """Hand answers out until the child ends; end it if it gives no sign for too long.
+
+        Returns:
+            The cause of its end: `died` or `deadline`.
+        """
+        watch = asyncio.create_task(self._end_when_silent(deadline_s))
+        try:
+            while True:
+                self._hand_out(await read_from_scorer(self._reader))
+        except (asyncio.IncompleteReadError, OSError, msgspec.DecodeError):
+            return "deadline" if watch.done() else "died"
+        finally:
+            watch.cancel()
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End the process at once, and fail what waits for it."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        await self._process.wait()
+        self._writer.close()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ScorerGone("the GPU worker ended"))
+        self._waiting.clear()
+
+    async def _end_when_silent(self, deadline_s: float) -> None:
+        while not self._waiting or time.monotonic() - self._last_sign_s < deadline_s:
+            await asyncio.sleep(deadline_s / 10)
+        _log.error("GPU worker %d gave no answer for %.1f s", self.pid, deadline_s)
+        self._process.kill()
+
+    def _hand_out(self, message: object) -> None:
+        self._last_sign_s = time.monotonic()
+        if not isinstance(message, Reply | Fault):
+            return
+        answer = self._waiting.pop(message.id)
+        if answer.done():
+            return
+        if isinstance(message, Reply):
+            answer.set_result(message.batch)
+        else:
+            answer.set_exception(ScoringFailed(message.error))

@@ -1,0 +1,82 @@
+"""Acknowledges records in the order of their offsets, partition by partition. Called by the app and the pipeline.
+
+Faust commits past a record that is not acknowledged when a later one is (its consumer allows a gap of one at the
+head, and any gap before the first commit), so a record that is done waits here until all before it are.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from emostream.streams.records import Record
+
+Partition = tuple[str, int]
+
+
+class _Uncommitted(msgspec.Struct):
+    newest_offset: int
+    since_s: float
+
+
+class OffsetOrder:
+    """Which records of each partition are with the pipeline, done, and committed.
+
+    Args:
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._taken: dict[Partition, deque[Record]] = {}
+        self._done: set[Record] = set()
+        self._uncommitted: dict[Partition, _Uncommitted] = {}
+        self.partitions: set[Partition] = set()
+
+    def take(self, record: Record) -> None:
+        """Note that a record was taken; records of a partition come in the order of their offsets."""
+        self._taken.setdefault((record.topic, record.partition), deque()).append(record)
+
+    def done(self, records: Sequence[Record]) -> None:
+        """Note that records need nothing more, and acknowledge every record that only they held back."""
+        self._done.update(records)
+        for partition in dict.fromkeys((record.topic, record.partition) for record in records):
+            self._acknowledge(partition)
+
+    def committed(self, partition: Partition, next_offset: int) -> None:
+        """Note that everything before an offset is committed."""
+        waiting = self._uncommitted.get(partition)
+        if waiting is None:
+            return
+        if next_offset > waiting.newest_offset:
+            del self._uncommitted[partition]
+        else:
+            waiting.since_s = self._clock()
+
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        """Note which partitions this worker reads from now on."""
+        self.partitions = set(partitions)
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Note that partitions are given up; whoever reads them next commits them."""
+        self.partitions.difference_update(partitions)
+        for partition in partitions:
+            self._uncommitted.pop(partition, None)
+
+    @property
+    def uncommitted_s(self) -> float:
+        """How long the partition that waits longest has been waiting for a commit; 0 when none is."""
+        oldest_s = min((waiting.since_s for waiting in self._uncommitted.values()), default=None)
+        return 0.0 if oldest_s is None else self._clock() - oldest_s
+
+    def _acknowledge(self, partition: Partition) -> None:
+        taken = self._taken[partition]
+        while taken and taken[0] in self._done:
+            record = taken.popleft()
+            self._done.remove(record)
+            record.acknowledge()
+            waiting = self._uncommitted.setdefault(
+                partition, _Uncommitted(newest_offset=record.offset, since_s=self._clock())
+            )
+            waiting.newest_offset = max(waiting.newest_offset, record.offset)

@@ -1,0 +1,71 @@
+"""Every setting, its default and what it means. Built once, at the command line; nothing else reads the environment."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from emostream.connectors import messages
+
+
+class Settings(BaseSettings):
+    """Settings of the worker and of the commands that talk to Kafka and Redis.
+
+    Each is an option of `emostream worker` and an environment variable, `EMOSTREAM_` and its name in capitals.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="EMOSTREAM_", frozen=True, extra="ignore")
+
+    kafka: str = Field("localhost:9092", description="Kafka's addresses, comma-separated.")
+    redis: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"), description="URL of Redis; rediss:// for TLS, user:password@ before the host."
+    )
+    redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
+    redis_keep_s: int = Field(86_400, ge=60, description="Seconds that answers and trends live in Redis.")
+
+    posts_topic: str = Field(messages.POSTS, description="Topic that posts come in on.")
+    emotions_topic: str = Field(messages.EMOTIONS, description="Topic that answers go to.")
+    dead_letters_topic: str = Field(
+        messages.DEAD_LETTERS, description="Topic for records that cannot be answered."
+    )
+    create_topics: bool = Field(True, description="Create topics that are missing when the worker starts.")
+    partitions: int = Field(8, ge=1, description="Partitions of topics that emostream creates; the most workers that can share them.")
+    replication: int = Field(-1, ge=-1, description="Replicas of topics that emostream creates; -1 takes the broker's default.")
+    group: str = Field("emostream", description="Consumer group; workers of one group share the partitions.")
+
+    session_timeout_s: float = Field(
+        6.0, ge=1, description="Seconds without a heartbeat after which a dead worker's partitions are given to others."
+    )
+    commit_interval_s: float = Field(
+        0.2, gt=0, description="Seconds between commits; what was answered since the last one is answered again after a crash."
+    )
+
+    checkpoint: Path | None = Field(None, description="Checkpoint folder of the model; the shipped one if not given.")
+    device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1 …")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto takes bfloat16 where the device computes it natively."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the model; 0 takes one for each core.")
+
+    max_wait_ms: float = Field(
+        20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others."
+    )
+    batch_posts: int = Field(256, ge=1, description="Most posts of a batch.")
+    batch_tokens: int = Field(
+        8192, ge=64, description="Most tokens of a batch after padding, estimated before tokenising."
+    )
+    batches_in_flight: int = Field(4, ge=1, description="Batches between intake and acknowledgement.")
+    queue_posts: int = Field(1024, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
+    inference_deadline_s: float = Field(
+        60.0, gt=0, description="Seconds that the GPU worker may take for a batch before it is restarted."
+    )
+
+    http_host: str = Field("127.0.0.1", description="Address that /metrics, /healthz and /readyz listen on.")
+    http_port: int = Field(8008, ge=0, le=65535, description="Their port; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    @property
+    def kafka_connection(self) -> dict[str, Any]:
+        """What kafka-python and aiokafka need beyond addresses; TLS and SASL settings belong here."""
+        return {}

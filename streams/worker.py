@@ -1,0 +1,187 @@
+"""One stream worker: wires everything together, runs it until a signal, and ends it in order.
+
+Called by `emostream worker`. Order of the end: Faust first (it stops reading and waits until everything taken is
+acknowledged and committed), then the pipeline, the GPU worker and the sinks.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from redis.asyncio import Redis
+
+from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
+from emostream.connectors.redis_sink import RedisSink
+from emostream.connectors.topics import create_topics
+from emostream.streams.app import build_app
+from emostream.streams.batcher import Batcher
+from emostream.streams.errors import StreamError
+from emostream.streams.frames import ScorerOptions
+from emostream.streams.gpu_worker import GpuWorker
+from emostream.streams.metrics import Metrics
+from emostream.streams.offsets import OffsetOrder
+from emostream.streams.pipeline import Pipeline
+from emostream.streams.probes import Check, ProbeServer
+from emostream.streams.records import Record, decode_record
+from emostream.streams.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_COMMIT_PATIENCE_S = 30.0
+"""A worker whose commits stand still for longer is not ready: it answers posts that others will answer again."""
+
+_GAUGE_INTERVAL_S = 0.5
+
+_REDIS_TIMEOUT_S = 10.0
+
+
+class Worker:
+    """A stream worker.
+
+    Args:
+        settings: All settings.
+        on_listening: Told the address of metrics and probes.
+    """
+
+    def __init__(self, settings: Settings, *, on_listening: Callable[[str], None] = lambda _: None) -> None:
+        self._settings = settings
+        self._on_listening = on_listening
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._metrics = Metrics(self._registry)
+        self._offsets = OffsetOrder()
+        self._batcher = Batcher(
+            most_posts=settings.batch_posts,
+            most_tokens=settings.batch_tokens,
+            max_wait_s=settings.max_wait_ms / 1000,
+            queue_posts=settings.queue_posts,
+        )
+        self._gpu_worker = GpuWorker(
+            ScorerOptions(
+                checkpoint=str(settings.checkpoint or ""),
+                device=settings.device,
+                precision=settings.precision,
+                threads=settings.threads,
+            ),
+            deadline_s=settings.inference_deadline_s,
+            restarts=self._metrics.gpu_worker_restarts,
+        )
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT.
+
+        Raises:
+            BrokerError: Kafka is away at the start, or refuses to create topics.
+            ScorerUnusable: The model cannot be loaded.
+            StreamError: Faust gave up; what was not committed is delivered again to the next worker.
+        """
+        stopping = _stop_on_signals()
+        async with contextlib.AsyncExitStack() as ending:
+            probes = ProbeServer(registry=self._registry, checks=self._checks)
+            ending.push_async_callback(probes.stop)
+            port = await probes.start(host=self._settings.http_host, port=self._settings.http_port)
+            self._on_listening(f"http://{self._settings.http_host}:{port}")
+            await asyncio.to_thread(self._ensure_topics)
+            ending.push_async_callback(self._gpu_worker.stop)
+            pipeline = await self._build_pipeline(ending)
+            app = build_app(self._settings, intake=self._take, offsets=self._offsets)
+            running = asyncio.create_task(
+                pipeline.run(self._batcher, batches_in_flight=self._settings.batches_in_flight)
+            )
+            gauges = asyncio.create_task(self._keep_gauges())
+            ending.push_async_callback(_cancel, running, gauges)
+            ending.push_async_callback(app.stop)
+            await app.start()
+            crashed = asyncio.create_task(app.wait_until_stopped())
+            ending.push_async_callback(_cancel, crashed)
+            await asyncio.wait(
+                {asyncio.ensure_future(stopping.wait()), running, crashed},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            _log.info("stopping: no more records are taken, what was taken is answered and committed")
+            if running.done():
+                running.result()
+            if app.crash_reason or app.crashed:
+                raise StreamError(f"Faust gave up: {app.crash_reason!r}")
+
+    def _ensure_topics(self) -> None:
+        settings = self._settings
+        if settings.create_topics:
+            create_topics(
+                settings.kafka,
+                [settings.posts_topic, settings.emotions_topic, settings.dead_letters_topic],
+                partitions=settings.partitions,
+                replication=settings.replication,
+                connection=settings.kafka_connection,
+            )
+
+    async def _build_pipeline(self, ending: contextlib.AsyncExitStack) -> Pipeline:
+        """Start the GPU worker and return the pipeline around it."""
+        model = await self._gpu_worker.start()
+        _log.info("model %s %s on %s, %s", model.name, model.version, model.device, model.precision)
+        self._metrics.model.info(
+            {"name": model.name, "version": model.version, "device": model.device, "precision": model.precision}
+        )
+        redis: Redis = Redis.from_url(
+            self._settings.redis.get_secret_value(),
+            socket_timeout=_REDIS_TIMEOUT_S,
+            socket_connect_timeout=_REDIS_TIMEOUT_S,
+        )
+        answers = KafkaSink(self._writer(self._settings.emotions_topic))
+        dead_letters = KafkaDeadLetters(self._writer(self._settings.dead_letters_topic))
+        store = RedisSink(redis, prefix=self._settings.redis_prefix, keep_s=self._settings.redis_keep_s)
+        for sink in (answers, dead_letters, store):
+            ending.push_async_callback(sink.close)
+        return Pipeline(
+            scorer=self._gpu_worker,
+            model=model,
+            answers=answers,
+            store=store,
+            dead_letters=dead_letters,
+            offsets=self._offsets,
+            metrics=self._metrics,
+        )
+
+    def _writer(self, topic: str) -> KafkaWriter:
+        return KafkaWriter(
+            topic=topic, bootstrap=self._settings.kafka, connection=self._settings.kafka_connection
+        )
+
+    async def _take(self, record: Record) -> None:
+        self._metrics.posts_in.inc()
+        await self._batcher.put(decode_record(record))
+
+    def _checks(self) -> Sequence[Check]:
+        partitions = self._offsets.partitions
+        uncommitted_s = self._offsets.uncommitted_s
+        return [
+            Check("model", self._gpu_worker.ready, "warm" if self._gpu_worker.ready else "starting"),
+            Check("partitions", bool(partitions), f"{len(partitions)} assigned"),
+            Check("commits", uncommitted_s < _COMMIT_PATIENCE_S, f"oldest waits {uncommitted_s:.1f} s"),
+        ]
+
+    async def _keep_gauges(self) -> None:
+        while True:
+            checks = self._checks()
+            self._metrics.ready.set(all(check.met for check in checks))
+            self._metrics.queued_posts.set(len(self._batcher))
+            self._metrics.uncommitted_seconds.set(self._offsets.uncommitted_s)
+            self._metrics.assigned_partitions.set(len(self._offsets.partitions))
+            await asyncio.sleep(_GAUGE_INTERVAL_S)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _cancel(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
