@@ -1,10 +1,10 @@
 """The edges: what comes in from outside and where answers go. Imports no torch and nothing of `streams`.
 
-    messages     every wire format: topics, structs, decode and encode
-    schemas      JSON Schema files of those formats, generated from the code
-    topics       which topics exist; creating what is missing
-    producer     kafka-python producer that sources publish through
-    jsonl        `emostream ingest jsonl`: a file or standard input -> posts
-    reader       answers and dead letters, read back (`emostream watch`)
-    sinks        where answers go: one protocol, Kafka (kafka_sink) and Redis (redis_sink)
+messages     every wire format: topics, structs, decode and encode
+schemas      JSON Schema files of those formats, generated from the code
+topics       which topics exist; creating what is missing
+producer     kafka-python producer that sources publish through
+jsonl        `emostream ingest jsonl`: a file or standard input -> posts
+reader       answers and dead letters, read back (`emostream watch`)
+sinks        where answers go: one protocol, Kafka (kafka_sink) and Redis (redis_sink)
 """

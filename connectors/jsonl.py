@@ -12,7 +12,6 @@ from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import MOST_POST_BYTES, decode_post
 from emostream.connectors.producer import PostProducer
 
-
 _LINES_AHEAD = 256
 """Lines read ahead: keeps a fast source busy, and holds at most 16 MiB."""
 
@@ -77,13 +76,21 @@ def lines_until(stopping: Callable[[], bool], lines: Iterable[bytes]) -> Iterato
     """Yield lines until asked to stop, even while the source (a pipe, a terminal) has nothing to give.
 
     A thread reads ahead; it is a daemon, because nothing can wake it from a read that never returns.
+
+    Raises:
+        OSError: The source cannot be read on.
     """
-    ahead: queue.Queue[bytes | None] = queue.Queue(maxsize=_LINES_AHEAD)
+    ahead: queue.Queue[bytes | OSError | None] = queue.Queue(maxsize=_LINES_AHEAD)
 
     def read() -> None:
-        for line in lines:
-            ahead.put(line)
-        ahead.put(None)
+        try:
+            for line in lines:
+                ahead.put(line)
+            ahead.put(None)
+        except OSError as error:
+            ahead.put(error)
+        except ValueError:  # the stream was closed: nobody reads on
+            return
 
     threading.Thread(target=read, daemon=True, name="lines").start()
     while not stopping():
@@ -93,6 +100,8 @@ def lines_until(stopping: Callable[[], bool], lines: Iterable[bytes]) -> Iterato
             continue
         if line is None:
             return
+        if isinstance(line, OSError):
+            raise line
         yield line
 
 

@@ -90,9 +90,10 @@ class KafkaWriter:
         headers: list[tuple[str, bytes]],
     ) -> "asyncio.Future[Any]":
         try:
-            return await producer.send(self._topic, value=value, key=key, headers=headers)
+            delivery: asyncio.Future[Any] = await producer.send(self._topic, value=value, key=key, headers=headers)
         except MessageSizeTooLargeError as error:
             raise RecordRefused(position, f"{self._topic}: {error!r}") from error
+        return delivery
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
@@ -162,7 +163,7 @@ class KafkaDeadLetters:
         pending = list(letters)
         while True:
             try:
-                await self._writer.write([(letter.key, letter.value, letter.headers) for letter in pending])
+                await self._writer.write([(letter.key, _value(letter), letter.headers) for letter in pending])
                 return
             except RecordRefused as refused:
                 pending[refused.position] = _cut(pending[refused.position])
@@ -170,6 +171,11 @@ class KafkaDeadLetters:
     async def close(self) -> None:
         """Flush and let go of the connection."""
         await self._writer.close()
+
+
+def _value(letter: DeadLetter) -> bytes | None:
+    """Return the value as it was, but for a record without key and value: aiokafka writes no such thing."""
+    return b"" if letter.key is None and letter.value is None else letter.value
 
 
 def _cut(letter: DeadLetter) -> DeadLetter:

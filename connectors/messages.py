@@ -24,6 +24,7 @@ Source = Annotated[str, Meta(max_length=128)]
 Author = Annotated[str, Meta(max_length=256)]
 Language = Annotated[str, Meta(max_length=35)]
 Topics = Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)]
+EmotionLabel = Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -104,7 +105,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     v: int
     post_id: PostId
     revision: Annotated[int, Meta(ge=1)]
-    emotion: Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+    emotion: EmotionLabel
     confidence: Share
     scores: Scores
     modalities: list[Literal["text", "voice"]]

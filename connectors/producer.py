@@ -1,7 +1,7 @@
 """The kafka-python producer that sources publish through: idempotent, acks from all, bounded in flight.
 
-`publish` returns once a record is handed over; with too many unconfirmed, it waits. Whether records arrived is known after
-`flush`: `failed` counts those that did not.
+`publish` returns once a record is handed over; with too many unconfirmed, it waits. Whether records arrived is known
+after `flush`: `failed` counts those that did not.
 """
 
 import logging

@@ -104,7 +104,5 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         network.load_state_dict(widen_rows(load_file(folder / _WEIGHTS)))
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder / _WEIGHTS} does not fit its config.json: {error}") from error
-    tokenizer = TextTokenizer.load(
-        folder / _TOKENIZER, normalisation=config.normalisation, layout=config.layout
-    )
+    tokenizer = TextTokenizer.load(folder / _TOKENIZER, normalisation=config.normalisation, layout=config.layout)
     return Checkpoint(config=config, network=network.eval(), tokenizer=tokenizer)

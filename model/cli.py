@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from emostream.model.evaluation import Evaluation
     from emostream.model.samples import Outcome
 
@@ -117,7 +120,7 @@ def predict(
         Console().print(table)
 
 
-def _score_matrix(outcomes: "list[Outcome]") -> "NDArray[np.float32]":  # noqa: F821
+def _score_matrix(outcomes: "list[Outcome]") -> "NDArray[np.float32]":
     import numpy as np
 
     from emostream.model.samples import LABELS, Scored
@@ -137,7 +140,5 @@ def _print_evaluation(console: Console, result: "Evaluation") -> None:
     table = Table("true \\ answer", *result.labels, "precision", "recall", "F1", title="confusion and classes")
     for label, row in zip(result.labels, result.confusion, strict=True):
         figures = result.per_class[label]
-        table.add_row(
-            label, *map(str, row), f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}"
-        )
+        table.add_row(label, *map(str, row), f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}")
     console.print(table)

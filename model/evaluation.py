@@ -135,8 +135,8 @@ def fit_temperature(logits_NC: Tensor, dataset: TextDataset) -> float:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(loss)  # type: ignore[arg-type]
-    return float(log_temperature.exp())
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return float(log_temperature.detach().exp())
 
 
 def _official(dataset: TextDataset, scores_NC: NDArray[np.float32], *, macro_f1: float) -> Official:

@@ -40,7 +40,8 @@ class TextEmotionModel(nn.Module):
         mask_WT = ids_WT != self.encoder.config.pad_token_id
         hidden_WTD = self.encoder(ids_WT, attention_mask=mask_WT).last_hidden_state
         weights_WT1 = mask_WT.unsqueeze(-1).float()
-        return (hidden_WTD.float() * weights_WT1).sum(1) / weights_WT1.sum(1)
+        pooled_WD: Tensor = (hidden_WTD.float() * weights_WT1).sum(1) / weights_WT1.sum(1)
+        return pooled_WD
 
     def head(self, pooled_ND: Tensor) -> Tensor:
         """Return logits_NC for one pooled vector per text."""

@@ -18,8 +18,9 @@ def quantise_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensor.dim() < 2:
             stored[name] = tensor.float().contiguous()
             continue
-        scale = tensor.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _STEPS
-        stored[name] = (tensor.float() / scale).round().to(torch.int8).contiguous()
+        rows = tensor.float().flatten(1)
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _STEPS
+        stored[name] = (rows / scale).round().to(torch.int8).view(tensor.shape).contiguous()
         stored[name + _SCALE] = scale.squeeze(1).contiguous()
     return stored
 
@@ -31,5 +32,5 @@ def widen_rows(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(_SCALE):
             continue
         scale = stored.get(name + _SCALE)
-        state[name] = tensor if scale is None else tensor.float() * scale.unsqueeze(1)
+        state[name] = tensor if scale is None else (tensor.float().flatten(1) * scale.unsqueeze(1)).view(tensor.shape)
     return state

@@ -1,5 +1,7 @@
-"""A checkpoint at work: texts in, one outcome per text out, same order. Called by the GPU worker's child process,
-by `emostream predict` and by evaluation. `prepare` and `compute` may run in a thread each, neither in several.
+"""A checkpoint at work: texts in, one outcome per text out, same order.
+
+Called by the GPU worker's child process, by `emostream predict` and by evaluation. `prepare` and `compute` may run in
+a thread each, neither in several.
 
 Legend: N texts, W windows, T tokens, D encoder width, C labels.
 """
@@ -58,9 +60,7 @@ class TextScorer:
         self._most_tokens = MOST_PADDED_TOKENS[self._device.type]
 
     @classmethod
-    def load(
-        cls, folder: Path = SHIPPED, *, device: str = "auto", precision: str = "auto"
-    ) -> "TextScorer":
+    def load(cls, folder: Path = SHIPPED, *, device: str = "auto", precision: str = "auto") -> "TextScorer":
         """Load a checkpoint folder; the shipped one by default."""
         return cls(load_checkpoint(folder), device=device, precision=precision)
 
@@ -115,7 +115,7 @@ class TextScorer:
     def _logits(self, windows: Sequence[Windows]) -> tuple[Tensor, int]:
         """Return logits_NC on the CPU, and how many tokens were computed for them."""
         rows = [row for text in windows for row in text.rows]
-        owners_W = torch.tensor([n for n, text in enumerate(windows) for _ in text.rows])
+        owners_W = torch.tensor([n for n, text in enumerate(windows) for _ in text.rows], dtype=torch.int64)
         pooled_WD = torch.empty(len(rows), self._network.dense.in_features)
         padded_tokens = 0
         for group in cut_by_cost([len(row) for row in rows], most_tokens=self._most_tokens):

@@ -73,7 +73,6 @@ class TextTokenizer:
         last_start = max(len(ids) - layout.overlap_tokens, 1)
         starts = range(0, last_start, step)
         rows = tuple(
-            (layout.start_id, *ids[start : start + width], layout.end_id)
-            for start in starts[: layout.most_windows]
+            (layout.start_id, *ids[start : start + width], layout.end_id) for start in starts[: layout.most_windows]
         )
         return Windows(rows=rows, truncated=len(starts) > layout.most_windows)

@@ -195,10 +195,7 @@ class _Trainer:
     def _tokenise(self, examples: Sequence[Example]) -> list[_Row]:
         """Return one row per text; of a long training text only the first window is learned from."""
         windows = self._tokenizer.windows([example.text for example in examples])
-        return [
-            _Row(ids=text.rows[0], labels=example.labels)
-            for text, example in zip(windows, examples, strict=True)
-        ]
+        return [_Row(ids=text.rows[0], labels=example.labels) for text, example in zip(windows, examples, strict=True)]
 
     def _rate_factor(self, step: int) -> float:
         """Rise from 0 during warm-up, then fall linearly to 0."""

@@ -6,13 +6,14 @@ acknowledgement by hand, in order (`offsets`).
 """
 
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import faust
 from faust.sensors import Monitor
 
-from emostream.streams.offsets import OffsetOrder, Partition
+from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
@@ -39,9 +40,7 @@ class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
             self._offsets.committed((tp.topic, tp.partition), next_offset)
 
 
-def build_app(
-    settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder
-) -> faust.App:
+def build_app(settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder) -> faust.App:
     """Build the Faust app; `start` and `stop` it like any service.
 
     Args:
@@ -64,24 +63,25 @@ def build_app(
         topic_disable_leader=True,
         topic_allow_declare=False,
         web_enabled=False,
+        datadir=tempfile.mkdtemp(prefix="emostream-faust-"),  # Faust makes one even where no table uses it
         monitor=CommitMonitor(offsets),
     )
     topic = app.topic(
         settings.posts_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
     )
 
-    @app.agent(topic, name="posts", concurrency=1)
+    @app.agent(topic, name="posts", concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
     async def _take_posts(stream: Any) -> None:
         async for event in stream.noack().events():
             record = _record(event)
             offsets.take(record)
             await intake(record)
 
-    @app.on_partitions_assigned.connect(weak=False)
+    @app.on_partitions_assigned.connect(weak=False)  # type: ignore[untyped-decorator]
     async def _on_assigned(_app: faust.App, assigned: Any, **_: Any) -> None:
         offsets.assigned([(tp.topic, tp.partition) for tp in assigned if tp.topic == settings.posts_topic])
 
-    @app.on_partitions_revoked.connect(weak=False)
+    @app.on_partitions_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
     async def _on_revoked(_app: faust.App, revoked: Any, **_: Any) -> None:
         offsets.revoked([(tp.topic, tp.partition) for tp in revoked])
 

@@ -80,9 +80,7 @@ class Batcher:
         return batch
 
     def _fits(self, item: Item) -> bool:
-        return (
-            len(self._open) < self._most_posts and self._open_tokens + item.tokens <= self._most_tokens
-        )
+        return len(self._open) < self._most_posts and self._open_tokens + item.tokens <= self._most_tokens
 
     def _left_s(self) -> float | None:
         """Seconds until the open batch must leave; None while it is empty."""

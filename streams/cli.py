@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import sys
@@ -116,14 +117,14 @@ def watch(
     """Show answers as they come."""
     stopping = _stop_on_signals()
     console = Console()
-    shown = 0
-    for record in read_records(
+    records = read_records(
         settings.kafka,
         [settings.emotions_topic],
         from_beginning=from_beginning,
         stopping=stopping.is_set,
         connection=settings.kafka_connection,
-    ):
+    )
+    for shown, record in enumerate(records, start=1):
         if as_json:
             sys.stdout.write((record.value or b"").decode() + "\n")
             sys.stdout.flush()
@@ -132,7 +133,6 @@ def watch(
                 console.print(answer_line(decode_emotion(record.value or b"")))
             except msgspec.DecodeError as error:
                 console.print(f"[red]{record.topic}/{record.partition}/{record.offset} is no answer: {error}[/]")
-        shown += 1
         if shown == count:
             return
 
@@ -218,9 +218,7 @@ def _topic_names(settings: Settings) -> list[str]:
 
 
 def _producer(settings: Settings) -> PostProducer:
-    return PostProducer(
-        bootstrap=settings.kafka, topic=settings.posts_topic, connection=settings.kafka_connection
-    )
+    return PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic, connection=settings.kafka_connection)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -274,11 +272,8 @@ def _log_to_stderr(settings: Settings) -> None:
 
 
 def _run_in_loop(service: "Worker") -> None:
-    try:
-        from uvloop import new_event_loop
-    except ImportError:  # not on Windows
-        from asyncio import new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    loops = importlib.import_module("asyncio" if sys.platform == "win32" else "uvloop")
+    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
         runner.run(service.run())
 
 

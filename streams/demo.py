@@ -73,7 +73,9 @@ def run_demo(console: Console, *, rate: float, stopping: threading.Event) -> Non
     """
     rows = POSTS_FILE.read_bytes().splitlines()
     with _stack_and_worker(console, stopping) as (stack, worker):
-        console.print(f"playing {len(rows)} posts into [bold]{messages.POSTS}[/], reading [bold]{messages.EMOTIONS}[/]\n")
+        console.print(
+            f"playing {len(rows)} posts into [bold]{messages.POSTS}[/], reading [bold]{messages.EMOTIONS}[/]\n"
+        )
         feeding = threading.Thread(target=_feed, args=(stack, rate), daemon=True)
         feeding.start()
         result = _read_back(console, stack, worker, rows, stopping)
@@ -143,7 +145,7 @@ def _start_worker(stack: Stack, port: int, log: IO[bytes]) -> "subprocess.Popen[
         # The embedded broker lets a member join after half a session timeout: a short one starts sooner.
         "EMOSTREAM_SESSION_TIMEOUT_S": "2",
     }
-    return subprocess.Popen(  # noqa: S603  # our own command
+    return subprocess.Popen(  # our own command
         [sys.executable, "-m", "emostream.streams.cli", "worker"],
         env={**os.environ, **settings},
         stdin=subprocess.DEVNULL,
@@ -158,13 +160,19 @@ def _await_ready(worker: RunningWorker, stopping: threading.Event) -> None:
     while time.monotonic() < deadline_s and not stopping.is_set():
         if worker.process.poll() is not None:
             raise StackError(f"the worker ended before it was ready:\n{_last_lines(worker.log)}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            with urllib.request.urlopen(f"{worker.address}/readyz", timeout=2) as answer:  # noqa: S310  # our own address
-                if answer.status == 200:
-                    return
+        if _says_yes(f"{worker.address}/readyz"):
+            return
         time.sleep(0.1)
     if not stopping.is_set():
         raise StackError(f"the worker is not ready after {_READY_S:.0f} s:\n{_last_lines(worker.log)}")
+
+
+def _says_yes(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310  # our own address
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
 
 
 def _feed(stack: Stack, rate: float) -> None:
@@ -215,9 +223,7 @@ def _read_back(
     return result
 
 
-def _take_in(
-    result: DemoResult, record: Received, *, console: Console, texts: dict[str, str], cells: int
-) -> None:
+def _take_in(result: DemoResult, record: Received, *, console: Console, texts: dict[str, str], cells: int) -> None:
     value = record.value or b""
     if record.topic == messages.DEAD_LETTERS:
         origin, reason = record.headers["origin"].decode(), record.headers["reason"].decode()

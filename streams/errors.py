@@ -1,10 +1,10 @@
 """What can go wrong in the stream.
 
-    StreamError
-    ├── ScorerGone        the GPU worker died or missed its deadline while a batch was with it (retriable)
-    ├── ScoringFailed     the model raised on a batch: the pipeline splits it to find the post
-    ├── ScorerUnusable    the GPU worker ends before it is ready, again and again: the worker gives up
-    └── StackError        the embedded broker or Redis does not start
+StreamError
+├── ScorerGone        the GPU worker died or missed its deadline while a batch was with it (retriable)
+├── ScoringFailed     the model raised on a batch: the pipeline splits it to find the post
+├── ScorerUnusable    the GPU worker ends before it is ready, again and again: the worker gives up
+└── StackError        the embedded broker or Redis does not start
 """
 
 

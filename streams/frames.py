@@ -67,7 +67,7 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
 
 FromScorer = Ready | Unusable | Reply | Fault
 
-_from_scorer = msgspec.msgpack.Decoder(FromScorer)
+_from_scorer: msgspec.msgpack.Decoder[FromScorer] = msgspec.msgpack.Decoder(FromScorer)
 _request = msgspec.msgpack.Decoder(Request)
 
 

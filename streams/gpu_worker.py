@@ -1,4 +1,4 @@
-"""The GPU worker, seen from the stream worker: starts the child process, sends it batches, starts it again when it dies.
+"""The GPU worker, seen from the stream worker: starts the child process, feeds it, starts it again when it dies.
 
 A batch that was with a dead child fails with `ScorerGone`; whoever sent it sends it again, and waits until the next
 child is warm. Nothing here waits for a child that is gone: its end fails everything that waits for it.
@@ -207,7 +207,7 @@ class _Child:
         self._waiting.clear()
 
     async def _end_when_silent(self, deadline_s: float) -> None:
-        while not self._waiting or time.monotonic() - self._last_sign_s < deadline_s:
+        while not self._waiting or time.monotonic() - self._last_sign_s < deadline_s:  # noqa: ASYNC110  # a clock
             await asyncio.sleep(deadline_s / 10)
         _log.error("GPU worker %d gave no answer for %.1f s", self.pid, deadline_s)
         self._process.kill()

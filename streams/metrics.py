@@ -1,6 +1,7 @@
-"""Every metric, declared once. `model` and `connectors` return facts; the pipeline, the GPU worker and the app observe them.
+"""Every metric, declared once.
 
-Base units: seconds, tokens, posts. A registry is passed in, so that tests and benchmarks have their own.
+`model` and `connectors` return facts; the pipeline, the GPU worker and the worker observe them. Base units: seconds,
+tokens, posts. A registry is passed in, so that tests and benchmarks have their own.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -50,9 +51,7 @@ class Metrics:
             buckets=_STAGE_S,
             registry=registry,
         )
-        self.batch_posts = Histogram(
-            "emostream_batch_posts", "Posts of a batch.", buckets=_POSTS, registry=registry
-        )
+        self.batch_posts = Histogram("emostream_batch_posts", "Posts of a batch.", buckets=_POSTS, registry=registry)
         self.padding_share = Histogram(
             "emostream_padding_share",
             "Share of the tokens computed for a batch that are padding.",
@@ -60,9 +59,7 @@ class Metrics:
             registry=registry,
         )
         self.tokens = Counter("emostream_tokens", "Tokens read by the encoder.", registry=registry)
-        self.queued_posts = Gauge(
-            "emostream_queued_posts", "Posts that wait for a batch.", registry=registry
-        )
+        self.queued_posts = Gauge("emostream_queued_posts", "Posts that wait for a batch.", registry=registry)
         self.batches_in_flight = Gauge(
             "emostream_batches_in_flight", "Batches between intake and acknowledgement.", registry=registry
         )

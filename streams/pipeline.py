@@ -204,9 +204,7 @@ class Pipeline:
         self._metrics.tokens.inc(result.tokens)
         self._metrics.padding_share.observe(1 - result.tokens / result.padded_tokens)
 
-    def _observe_end(
-        self, answers: Sequence[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]
-    ) -> None:
+    def _observe_end(self, answers: Sequence[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]) -> None:
         now_s = self._wall_clock()
         for record, answer in answers:
             self._metrics.posts_out.labels(answer.emotion).inc()

@@ -19,26 +19,31 @@ class Settings(BaseSettings):
 
     kafka: str = Field("localhost:9092", description="Kafka's addresses, comma-separated.")
     redis: SecretStr = Field(
-        SecretStr("redis://localhost:6379/0"), description="URL of Redis; rediss:// for TLS, user:password@ before the host."
+        SecretStr("redis://localhost:6379/0"),
+        description="URL of Redis; rediss:// for TLS, user:password@ before the host.",
     )
     redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
     redis_keep_s: int = Field(86_400, ge=60, description="Seconds that answers and trends live in Redis.")
 
     posts_topic: str = Field(messages.POSTS, description="Topic that posts come in on.")
     emotions_topic: str = Field(messages.EMOTIONS, description="Topic that answers go to.")
-    dead_letters_topic: str = Field(
-        messages.DEAD_LETTERS, description="Topic for records that cannot be answered."
-    )
+    dead_letters_topic: str = Field(messages.DEAD_LETTERS, description="Topic for records that cannot be answered.")
     create_topics: bool = Field(True, description="Create topics that are missing when the worker starts.")
-    partitions: int = Field(8, ge=1, description="Partitions of topics that emostream creates; the most workers that can share them.")
-    replication: int = Field(-1, ge=-1, description="Replicas of topics that emostream creates; -1 takes the broker's default.")
+    partitions: int = Field(
+        8, ge=1, description="Partitions of topics that emostream creates; the most workers that can share them."
+    )
+    replication: int = Field(
+        -1, ge=-1, description="Replicas of topics that emostream creates; -1 takes the broker's default."
+    )
     group: str = Field("emostream", description="Consumer group; workers of one group share the partitions.")
 
     session_timeout_s: float = Field(
         6.0, ge=1, description="Seconds without a heartbeat after which a dead worker's partitions are given to others."
     )
     commit_interval_s: float = Field(
-        0.2, gt=0, description="Seconds between commits; what was answered since the last one is answered again after a crash."
+        0.2,
+        gt=0,
+        description="Seconds between commits; what was answered since the last one is answered again after a crash.",
     )
 
     checkpoint: Path | None = Field(None, description="Checkpoint folder of the model; the shipped one if not given.")
@@ -48,9 +53,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0 takes one for each core.")
 
-    max_wait_ms: float = Field(
-        20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others."
-    )
+    max_wait_ms: float = Field(20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others.")
     batch_posts: int = Field(256, ge=1, description="Most posts of a batch.")
     batch_tokens: int = Field(
         8192, ge=64, description="Most tokens of a batch after padding, estimated before tokenising."
@@ -59,6 +62,10 @@ class Settings(BaseSettings):
     queue_posts: int = Field(1024, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
     inference_deadline_s: float = Field(
         60.0, gt=0, description="Seconds that the GPU worker may take for a batch before it is restarted."
+    )
+
+    stop_grace_s: float = Field(
+        30.0, gt=0, description="Seconds that a stopping worker takes to answer and commit what it has taken."
     )
 
     http_host: str = Field("127.0.0.1", description="Address that /metrics, /healthz and /readyz listen on.")

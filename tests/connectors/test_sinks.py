@@ -1,0 +1,236 @@
+"""One contract for every answer sink, on real services; and what only one of them promises."""
+
+import datetime as dt
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from emostream.connectors.errors import SinkUnavailable
+from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
+from emostream.connectors.messages import (
+    DeadLetter,
+    DeadLetterHeaders,
+    Emotion,
+    Model,
+    Scores,
+    decode_emotion,
+)
+from emostream.connectors.redis_sink import RedisSink
+from emostream.connectors.sinks import AnswerSink, ListSink
+from emostream.streams.settings import Settings
+from emostream.streams.stack import free_port, running_redis
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from support import collect
+
+INGESTED = dt.datetime(2026, 3, 1, 12, 30, 15, tzinfo=dt.UTC)
+
+
+def make_answer(post_id: str, **changes: object) -> Emotion:
+    answer = Emotion(
+        v=1,
+        post_id=post_id,
+        revision=1,
+        emotion="joy",
+        confidence=0.7,
+        scores=Scores(anger=0.05, disgust=0.05, fear=0.05, joy=0.7, neutral=0.05, sadness=0.05, surprise=0.05),
+        modalities=["text"],
+        attributes={},
+        flags=[],
+        model=Model(name="m", version="1"),
+        ingested_at=INGESTED,
+        scored_at=INGESTED + dt.timedelta(seconds=1),
+        source="tests",
+    )
+    return msgspec.structs.replace(answer, **changes)
+
+
+@dataclass
+class SinkUnderTest:
+    """A sink, and how to see what stands in it: the newest answer of each post."""
+
+    sink: AnswerSink
+    read: Callable[[int], Mapping[str, Emotion]]
+
+
+def _list_sink(_settings: Settings) -> SinkUnderTest:
+    sink = ListSink()
+    return SinkUnderTest(sink, lambda _: sink.answers)
+
+
+def _kafka_sink(settings: Settings) -> SinkUnderTest:
+    writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka, connection={})
+
+    def read(count: int) -> Mapping[str, Emotion]:
+        received = collect(settings, lambda records: len({r.key for r in records}) >= count, within_s=20)
+        return {answer.post_id: answer for r in received if (answer := decode_emotion(r.value or b""))}
+
+    return SinkUnderTest(KafkaSink(writer), read)
+
+
+def _redis_sink(settings: Settings) -> SinkUnderTest:
+    url = settings.redis.get_secret_value()
+
+    def read(_count: int) -> Mapping[str, Emotion]:
+        with Redis.from_url(url) as redis:
+            keys = redis.keys(f"{settings.redis_prefix}emotion:*")
+            answers = [decode_emotion(redis.hget(key, "answer")) for key in keys]
+        return {answer.post_id: answer for answer in answers}
+
+    return SinkUnderTest(RedisSink(AsyncRedis.from_url(url), prefix=settings.redis_prefix, keep_s=600), read)
+
+
+@pytest.fixture(params=[_list_sink, _kafka_sink, _redis_sink], ids=["list", "kafka", "redis"])
+async def under_test(request: pytest.FixtureRequest, settings: Settings):
+    made = request.param(settings)
+    yield made
+    await made.sink.close()
+
+
+async def test_what_is_written_is_there(under_test: SinkUnderTest) -> None:
+    answers = {f"p{i}": make_answer(f"p{i}", confidence=i / 100) for i in range(50)}
+    await under_test.sink.write(list(answers.values()))
+    assert dict(under_test.read(50)) == answers
+
+
+async def test_writing_again_changes_nothing(under_test: SinkUnderTest) -> None:
+    answers = [make_answer("a"), make_answer("b", emotion="fear")]
+    await under_test.sink.write(answers)
+    await under_test.sink.write(answers)
+    assert dict(under_test.read(2)) == {"a": answers[0], "b": answers[1]}
+
+
+async def test_nothing_is_a_write_too(under_test: SinkUnderTest) -> None:
+    await under_test.sink.write([])
+
+
+async def test_any_id_and_source_can_be_written(under_test: SinkUnderTest) -> None:
+    odd = {name: make_answer(name, source=name) for name in ("a:b", "{x}", "ä 🎉", "*", "\n", "a" * 256)}
+    odd = {name: msgspec.structs.replace(a, source=(a.source or "")[:128]) for name, a in odd.items()}
+    await under_test.sink.write(list(odd.values()))
+    assert dict(under_test.read(len(odd))) == odd
+
+
+@pytest.mark.parametrize("kind", ["kafka", "redis"])
+async def test_a_service_that_is_away_is_unavailable(kind: str) -> None:
+    port = free_port(0)
+    writer = KafkaWriter(topic="t", bootstrap=f"127.0.0.1:{port}", connection={})
+    sink: AnswerSink = (
+        KafkaSink(writer) if kind == "kafka" else RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
+    )
+    with pytest.raises(SinkUnavailable):
+        await sink.write([make_answer("a")])
+    await sink.close()
+
+
+class TestRedis:
+    """What Redis keeps beyond the answer itself."""
+
+    @pytest.fixture
+    async def sink(self, settings: Settings):
+        redis = AsyncRedis.from_url(settings.redis.get_secret_value())
+        sink = RedisSink(redis, prefix=settings.redis_prefix, keep_s=600)
+        yield sink
+        await sink.close()
+
+    @pytest.fixture
+    def redis(self, settings: Settings):
+        with Redis.from_url(settings.redis.get_secret_value(), decode_responses=True) as client:
+            yield client
+
+    async def test_a_post_counts_once_in_its_minute(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
+        await sink.write([make_answer("a"), make_answer("b"), make_answer("c", emotion="anger")])
+        await sink.write([make_answer("a"), make_answer("b")])
+        trend = redis.hgetall(f"{settings.redis_prefix}trend:2026-03-01T12:30:tests")
+        assert trend == {"joy": "2", "anger": "1"}
+        assert redis.xlen(f"{settings.redis_prefix}recent") == 3
+
+    async def test_everything_expires_but_the_capped_stream(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        await sink.write([make_answer("a")])
+        keys = redis.keys(f"{settings.redis_prefix}*")
+        assert {key for key in keys if redis.ttl(key) < 0} == {f"{settings.redis_prefix}recent"}
+
+    async def test_a_poorer_answer_does_not_replace_a_richer_one(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        rich = make_answer("a", modalities=["text", "voice"], emotion="fear", revision=2)
+        await sink.write([rich])
+        await sink.write([make_answer("a", ingested_at=INGESTED + dt.timedelta(hours=1))])
+        stored = redis.hget(f"{settings.redis_prefix}emotion:a", "answer")
+        assert decode_emotion(stored.encode()) == rich
+
+    async def test_a_richer_answer_moves_the_count(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
+        await sink.write([make_answer("a")])
+        await sink.write([make_answer("a", modalities=["text", "voice"], emotion="fear", revision=2)])
+        trend = redis.hgetall(f"{settings.redis_prefix}trend:2026-03-01T12:30:tests")
+        assert trend == {"joy": "0", "fear": "1"}
+
+    async def test_subscribers_hear_of_each_answer_once(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        with redis.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(f"{settings.redis_prefix}emotions")
+            channel.get_message(timeout=2)
+            await sink.write([make_answer("a")])
+            await sink.write([make_answer("a"), make_answer("b")])
+            heard = [channel.get_message(timeout=2) for _ in range(2)]
+            assert [decode_emotion(m["data"].encode()).post_id for m in heard if m] == ["a", "b"]
+            assert channel.get_message(timeout=0.2) is None
+
+    async def test_flushed_scripts_are_loaded_again(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
+        await sink.write([make_answer("a")])
+        redis.script_flush()
+        await sink.write([make_answer("b")])
+        assert redis.exists(f"{settings.redis_prefix}emotion:b")
+
+
+class TestDeadLetters:
+    """Dead letters keep the record as it was."""
+
+    async def test_key_value_and_headers_are_kept(self, settings: Settings) -> None:
+        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka, connection={})
+        sink = KafkaDeadLetters(writer)
+        why = DeadLetterHeaders(reason="not_json", error="because", origin="posts/3/7", failed_at=INGESTED)
+        await sink.write([DeadLetter(b"k\xff", b"\x00v", (("trace", b"\x01"),), why), DeadLetter(None, None, (), why)])
+        await sink.close()
+        received = collect(settings, lambda records: len(records) == 2, within_s=20)
+        full = next(record for record in received if record.key)
+        assert (full.key, full.value) == (b"k\xff", b"\x00v")
+        assert full.headers == {
+            "trace": b"\x01",
+            "reason": b"not_json",
+            "error": b"because",
+            "origin": b"posts/3/7",
+            "failed_at": b"2026-03-01T12:30:15Z",
+        }
+
+    async def test_a_letter_too_large_for_kafka_is_cut_and_says_so(self, settings: Settings) -> None:
+        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka, connection={})
+        sink = KafkaDeadLetters(writer)
+        value = uuid.uuid4().bytes * (1024 * 1024 // 16)
+        why = DeadLetterHeaders(reason="too_large", error="big", origin="posts/0/0", failed_at=INGESTED)
+        small = DeadLetter(b"s", b"small", (), why)
+        await sink.write([small, DeadLetter(b"k", value, (), why)])
+        await sink.close()
+        received = collect(settings, lambda records: {b"s", b"k"} <= {r.key for r in records}, within_s=20)
+        cut = next(record for record in received if record.key == b"k")
+        assert cut.value == value[: 512 * 1024]
+        assert cut.headers["error"] == b"big (kept are the first 524288 of 1048576 bytes)"
+
+
+async def test_redis_that_comes_back_empty_is_written_to_again() -> None:
+    """A restart loses scripts and keys; the same sink goes on."""
+    port = free_port(0)
+    sink = RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
+    with running_redis(port):
+        await sink.write([make_answer("a")])
+    with pytest.raises(SinkUnavailable):
+        await sink.write([make_answer("b")])
+    with running_redis(port), Redis(host="127.0.0.1", port=port) as redis:
+        await sink.write([make_answer("c")])
+        assert redis.keys("emotion:*") == [b"emotion:c"]
+    await sink.close()

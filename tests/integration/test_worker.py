@@ -1,0 +1,183 @@
+"""The worker as it runs in production, on real brokers and a real Redis: nothing is lost, whatever is done to it."""
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+
+import pytest
+from conftest import Broker, make_settings
+from emostream.connectors.messages import decode_emotion
+from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack
+from redis import Redis
+from support import (
+    RunningWorker,
+    await_true,
+    collect,
+    collect_answers,
+    make_posts,
+    publish,
+    publish_raw,
+    running_worker,
+)
+
+
+def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: RunningWorker) -> None:
+    worker = shared_worker
+    before = {name: worker.metric(name) for name in ("emostream_posts_in_total", "emostream_posts_out_total")}
+    posts = make_posts(120)
+    publish(worker.settings, posts)
+    records = collect_answers(worker.settings, {post.id for post in posts})
+    answers = {record.key.decode(): decode_emotion(record.value) for record in records}
+    assert len(answers) == 120
+    assert answers[posts[1].id].emotion == "joy"  # "we won!!! …"
+    assert abs(sum(getattr(answers[posts[0].id].scores, name) for name in ("anger", "joy", "neutral"))) <= 1
+    prefix = worker.settings.redis_prefix
+    with Redis.from_url(worker.settings.redis.get_secret_value(), decode_responses=True) as redis:
+
+        def stored() -> bool:
+            return all(redis.exists(f"{prefix}emotion:{post.id}") for post in posts)
+
+        await_true(stored, within_s=20)
+        for post in posts:
+            stored_answer = decode_emotion(redis.hget(f"{prefix}emotion:{post.id}", "answer").encode())
+            assert stored_answer == answers[post.id]
+        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*:tests")]
+        counted = Counter({name: sum(int(t.get(name, 0)) for t in trends) for trend in trends for name in trend})
+        assert counted.total() == worker.metric("emostream_posts_out_total")
+    await_true(
+        lambda: worker.metric("emostream_posts_out_total") - before["emostream_posts_out_total"] == 120, within_s=10
+    )
+    assert worker.metric("emostream_posts_in_total") - before["emostream_posts_in_total"] == 120
+    assert worker.metric("emostream_latency_seconds_count") >= 120
+    assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == 0
+    assert worker.get("/healthz")[0] == 200
+    assert worker.get("/readyz")[0] == 200
+
+
+def test_malformed_records_become_dead_letters_and_the_stream_goes_on(shared_worker: RunningWorker) -> None:
+    worker = shared_worker
+    posts = make_posts(30)
+    run = posts[0].id[:8]
+    malformed: list[tuple[str, bytes, str]] = [
+        (f"{run}-not-json", b"hello?", "not_json"),
+        (f"{run}-cut", b'{"id": "x", "text": "cut o', "not_json"),
+        (f"{run}-type", b'{"id": "x", "text": 5}', "wrong_type"),
+        (f"{run}-no-id", b'{"text": "who am i"}', "missing_field"),
+        (f"{run}-empty", b'{"id": "x", "text": ""}', "empty_text"),
+        (f"{run}-large", b'{"id": "x", "text": "' + b"a" * 70_000 + b'"}', "too_large"),
+        (f"{run}-utf8", b'{"id": "x", "text": "\xff\xfe"}', "not_utf8"),
+        (f"{run}-nothing", b"", "empty"),
+    ]
+    publish(worker.settings, posts[:15])
+    publish_raw(worker.settings, [(key, value) for key, value, _ in malformed])
+    publish(worker.settings, posts[15:])
+    wanted = {post.id for post in posts} | {key for key, _, _ in malformed}
+    records = collect_answers(worker.settings, wanted)
+    dead = {r.key.decode(): r for r in records if r.topic == worker.settings.dead_letters_topic}
+    assert {key: record.headers["reason"].decode() for key, record in dead.items()} == {
+        key: reason for key, _, reason in malformed
+    }
+    for key, value, _ in malformed:
+        assert dead[key].value == value
+        assert re.fullmatch(rf"{worker.settings.posts_topic}/\d+/\d+", dead[key].headers["origin"].decode())
+    assert len({r.key for r in records if r.topic == worker.settings.emotions_topic}) == 30
+    assert worker.metric("emostream_dead_letters_total", reason="too_large") >= 1
+
+
+def test_a_record_with_neither_key_nor_value_is_accounted_for(shared_worker: RunningWorker) -> None:
+    worker = shared_worker
+    before = worker.metric("emostream_dead_letters_total", reason="empty")
+    publish_raw(worker.settings, [(None, b"")])
+    await_true(lambda: worker.metric("emostream_dead_letters_total", reason="empty") == before + 1, within_s=30)
+
+
+def test_a_killed_gpu_worker_loses_no_post_and_needs_no_restart(shared_worker: RunningWorker) -> None:
+    worker = shared_worker
+    (child,) = worker.children()
+    died = worker.metric("emostream_gpu_worker_restarts_total", cause="died")
+    answered = worker.metric("emostream_posts_out_total")
+    posts = make_posts(1500)
+    publish(worker.settings, posts)
+    await_true(lambda: worker.metric("emostream_posts_out_total") > answered, within_s=60)
+    os.kill(child, signal.SIGKILL)
+    records = collect_answers(worker.settings, {post.id for post in posts})
+    assert {record.key.decode() for record in records} == {post.id for post in posts}
+    assert worker.process.poll() is None
+    assert worker.children() != [child]
+    assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == died + 1
+
+
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_ends_in_mid_stream_loses_nothing(
+    settings: Settings, number: signal.Signals, tmp_path
+) -> None:
+    posts = make_posts(2000)
+    with running_worker(settings, tmp_path / "first") as first:
+        publish(settings, posts)
+        await_true(lambda: first.metric("emostream_posts_out_total") > 100, within_s=60)
+        code = first.end(number)
+    assert code == (0 if number == signal.SIGTERM else -number)
+    with running_worker(settings, tmp_path / "second"):
+        records = collect_answers(settings, {post.id for post in posts})
+    assert {record.key.decode() for record in records} == {post.id for post in posts}
+    with Redis.from_url(settings.redis.get_secret_value(), decode_responses=True) as redis:
+        prefix = settings.redis_prefix
+        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*")]
+        assert sum(int(count) for trend in trends for count in trend.values()) == 2000, "each post counts once"
+    if number == signal.SIGTERM:
+        assert len(records) == 2000, "a worker that drains answers nothing twice"
+
+
+def test_a_second_worker_joins_and_leaves(settings: Settings, tmp_path) -> None:
+    posts = make_posts(2400)
+    with running_worker(settings, tmp_path / "first") as first:
+        publish(settings, posts[:1200])
+        with running_worker(settings, tmp_path / "second") as second:
+            publish(settings, posts[1200:])
+            await_true(
+                lambda: second.metric("emostream_posts_out_total") > 50,
+                within_s=60,
+                what=lambda: second.log.read_text()[-2000:],
+            )
+            assert second.end() == 0
+        records = collect_answers(settings, {post.id for post in posts})
+        assert first.process.poll() is None
+    assert {record.key.decode() for record in records} == {post.id for post in posts}
+
+
+def test_the_log_never_holds_what_people_wrote(shared_worker: RunningWorker) -> None:
+    secret = f"a private matter {time.time_ns()}"
+    publish_raw(shared_worker.settings, [("k1", b'{"id": "q", "text": "' + secret.encode() + b'"}')])
+    publish_raw(shared_worker.settings, [("k2", b'{"id": "q", "text": "' + secret.encode())])
+
+    def both(records) -> bool:
+        keys = {record.key for record in records}
+        return {b"q", b"k2"} <= keys
+
+    assert both(collect(shared_worker.settings, both, within_s=60))
+    assert secret not in shared_worker.log.read_text()
+
+
+def test_without_kafka_the_worker_says_so_and_ends(stack: Stack, tmp_path) -> None:
+    settings = make_settings(Broker("none", "127.0.0.1:1"), stack)
+    with running_worker(settings, tmp_path / "log", ready=False) as worker:
+        assert worker.process.wait(90) == 1
+    said = worker.log.read_text()
+    assert "no Kafka answers at 127.0.0.1:1" in said
+    assert "EMOSTREAM_KAFKA" in said
+    assert "Traceback" not in said
+
+
+def test_a_broken_checkpoint_ends_the_worker_with_its_name(stack: Stack, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    settings = make_settings(Broker("embedded", stack.kafka), stack, checkpoint=tmp_path / "empty")
+    with running_worker(settings, tmp_path / "log", ready=False) as worker:
+        assert worker.process.wait(90) == 1
+    said = worker.log.read_text()
+    assert "is no checkpoint: config.json is missing" in " ".join(said.split())
+    assert "Traceback" not in said

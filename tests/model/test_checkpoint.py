@@ -1,0 +1,49 @@
+"""Checkpoint folders: what ships fits its bounds, and a broken one says what is broken."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from emostream.model.checkpoint import SHIPPED, load_checkpoint
+from emostream.model.errors import CheckpointError
+
+MOST_SHIPPED_BYTES = 45 * 1000 * 1000
+
+
+def test_shipped_folder_is_small_complete_and_has_a_card() -> None:
+    names = {file.name for file in SHIPPED.iterdir()}
+    assert names == {"config.json", "tokenizer.json", "model.safetensors", "MODEL_CARD.md"}
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= MOST_SHIPPED_BYTES
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(copy)
+
+
+def test_a_truncated_weights_file_is_named(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_checkpoint(copy)
+
+
+def test_an_unknown_configuration_is_refused(copy: Path) -> None:
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"head_width"', '"head_wdith"'))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(copy)
+
+
+def test_another_format_is_refused(copy: Path) -> None:
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="format 2"):
+        load_checkpoint(copy)

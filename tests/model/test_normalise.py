@@ -1,0 +1,40 @@
+"""Social text as the encoder is meant to see it."""
+
+import pytest
+from emostream.model.normalise import Normalisation
+from hypothesis import given
+from hypothesis import strategies as st
+
+WORDS = Normalisation(emoji_to_words=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("@sam_01 hi @kim!", "@user hi @user!"),
+        ("mail me@home.example", "mail me@home.example"),
+        ("see https://example.com/a?b=1 now", "see http now"),
+        ("see WWW.example.com now", "see http now"),
+        ("love it😂😂", "love it face with tears of joy face with tears of joy"),
+        ("ok 👍🏽", "ok thumbs up medium skin tone"),
+        ("us 👩‍👩‍👧!", "us family woman woman girl !"),
+        ("go 🇫🇷", "go France"),
+        ("  two\n\nlines\t", "two lines"),
+        ("plain", "plain"),
+    ],
+)
+def test_known_texts(text: str, normalised: str) -> None:
+    assert WORDS.apply(text) == normalised
+
+
+def test_a_checkpoint_may_keep_emoji_and_links() -> None:
+    assert Normalisation(mask_users_and_links=False).apply("@sam 😂 https://example.com") == (
+        "@sam 😂 https://example.com"
+    )
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_taken_and_a_second_pass_changes_nothing(text: str) -> None:
+    once = WORDS.apply(text)
+    assert "\n" not in once
+    assert WORDS.apply(once) == once

@@ -1,0 +1,81 @@
+"""Batches cover the input in order, within their bounds, and leave on time."""
+
+import asyncio
+
+import pytest
+from emostream.connectors.messages import Post
+from emostream.streams.batcher import Batcher
+from emostream.streams.records import Item, Record
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def make_item(offset: int, tokens: int, taken_s: float = 0.0) -> Item:
+    record = Record(
+        topic="posts", partition=0, offset=offset, timestamp_s=0.0, key=None, value=None, headers=(),
+        acknowledge=lambda: None,
+    )  # fmt: skip
+    return Item(record=record, content=Post(id=str(offset), text="x"), taken_s=taken_s, tokens=tokens)
+
+
+def offsets(batch: list[Item]) -> list[int]:
+    return [item.record.offset for item in batch]
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 10), st.integers(10, 100))
+def test_batches_cover_the_input_in_order_within_bounds(costs: list[int], most_posts: int, most_tokens: int) -> None:
+    async def scenario() -> list[list[Item]]:
+        batcher = Batcher(most_posts=most_posts, most_tokens=most_tokens, max_wait_s=0, queue_posts=1000)
+        for offset, tokens in enumerate(costs):
+            await batcher.put(make_item(offset, tokens))
+        batches = []
+        while len(batcher):
+            batches.append(await batcher.take())
+        return batches
+
+    batches = asyncio.run(scenario())
+    assert [offset for batch in batches for offset in offsets(batch)] == list(range(len(costs)))
+    for batch in batches:
+        assert len(batch) <= most_posts
+        assert len(batch) == 1 or sum(item.tokens for item in batch) <= most_tokens
+
+
+async def test_a_full_batch_does_not_wait() -> None:
+    batcher = Batcher(most_posts=2, most_tokens=1000, max_wait_s=3600, queue_posts=10, clock=lambda: 0.0)
+    for offset in range(3):
+        await batcher.put(make_item(offset, 1))
+    assert offsets(await asyncio.wait_for(batcher.take(), 5)) == [0, 1]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(batcher.take(), 0.05)
+
+
+async def test_a_batch_leaves_when_its_oldest_item_has_waited() -> None:
+    now = [10.0]
+    batcher = Batcher(most_posts=100, most_tokens=1000, max_wait_s=0.02, queue_posts=10, clock=lambda: now[0])
+    await batcher.put(make_item(0, 1, taken_s=9.99))
+    await batcher.put(make_item(1, 1, taken_s=10.0))
+    waiting = asyncio.create_task(batcher.take())
+    await asyncio.sleep(0)
+    now[0] = 10.011
+    assert offsets(await asyncio.wait_for(waiting, 5)) == [0, 1]
+
+
+async def test_a_full_queue_makes_its_source_wait() -> None:
+    batcher = Batcher(most_posts=2, most_tokens=1000, max_wait_s=0, queue_posts=4)
+    for offset in range(4):
+        await batcher.put(make_item(offset, 1))
+    fifth = asyncio.create_task(batcher.put(make_item(4, 1)))
+    await asyncio.sleep(0.01)
+    assert not fifth.done()
+    await batcher.take()
+    await asyncio.wait_for(fifth, 5)
+    assert len(batcher) == 3
+
+
+async def test_cancelled_take_loses_nothing() -> None:
+    batcher = Batcher(most_posts=10, most_tokens=1000, max_wait_s=3600, queue_posts=10)
+    await batcher.put(make_item(0, 1, taken_s=float("inf")))
+    waiting = asyncio.create_task(batcher.take())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    assert len(batcher) == 1

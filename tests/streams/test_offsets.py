@@ -1,0 +1,79 @@
+"""Whatever order records are done in, they are acknowledged in the order of their offsets, each once."""
+
+from emostream.streams.offsets import OffsetOrder
+from emostream.streams.records import Record
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def make_records(partitions: list[int], log: list[tuple[int, int]]) -> list[Record]:
+    records = []
+    for offset, partition in enumerate(partitions):
+        place = (partition, offset)
+        records.append(
+            Record(
+                topic="posts", partition=partition, offset=offset, timestamp_s=0.0, key=None, value=None, headers=(),
+                acknowledge=lambda place=place: log.append(place),
+            )  # fmt: skip
+        )
+    return records
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.data())
+def test_acknowledged_is_always_a_done_prefix(partitions: list[int], data: st.DataObject) -> None:
+    log: list[tuple[int, int]] = []
+    records = make_records(partitions, log)
+    order = OffsetOrder()
+    for record in records:
+        order.take(record)
+    done: set[int] = set()
+    for record in data.draw(st.permutations(records)):
+        order.done([record])
+        done.add(record.offset)
+        for partition in set(partitions):
+            taken = [r.offset for r in records if r.partition == partition]
+            acknowledged = [offset for p, offset in log if p == partition]
+            prefix = next((i for i, offset in enumerate(taken) if offset not in done), len(taken))
+            assert acknowledged == taken[:prefix]
+
+
+def test_uncommitted_time_counts_from_the_first_record_that_waits() -> None:
+    now = [100.0]
+    order = OffsetOrder(clock=lambda: now[0])
+    records = make_records([0, 0, 0], [])
+    for record in records:
+        order.take(record)
+    assert order.uncommitted_s == 0
+    order.done(records[:2])
+    now[0] = 107.0
+    assert order.uncommitted_s == 7
+    order.committed(("posts", 0), 1)  # progress, but not all of it
+    now[0] = 109.0
+    assert order.uncommitted_s == 2
+    order.committed(("posts", 0), 2)
+    assert order.uncommitted_s == 0
+
+
+def test_revoked_partitions_are_no_longer_waited_for() -> None:
+    now = [0.0]
+    order = OffsetOrder(clock=lambda: now[0])
+    (record,) = make_records([0], [])
+    order.assigned([("posts", 0), ("posts", 1)])
+    order.take(record)
+    order.done([record])
+    now[0] = 50.0
+    order.revoked([("posts", 0)])
+    assert order.uncommitted_s == 0
+    assert order.partitions == {("posts", 1)}
+
+
+def test_a_record_delivered_again_after_a_rebalance_is_acknowledged_again() -> None:
+    log: list[tuple[int, int]] = []
+    (first,), (again,) = make_records([0], log), make_records([0], log)
+    order = OffsetOrder()
+    order.take(first)
+    order.take(again)
+    order.done([again])
+    assert log == []
+    order.done([first])
+    assert log == [(0, 0), (0, 0)]

@@ -1,0 +1,172 @@
+"""What several integration tests do: run a worker, feed it, read everything back."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emostream.connectors.messages import Post, encode_post
+from emostream.connectors.producer import PostProducer
+from emostream.connectors.reader import Received, read_records
+from emostream.streams.settings import Settings
+
+READY_S = 120.0
+ANSWER_S = 90.0
+
+TEXTS = (
+    "I can't believe they cancelled my train AGAIN, this is a joke",
+    "we won!!! best day of my life 🎉",
+    "the meeting is at three in room four",
+    "miss you every single day, grandma",
+    "there is mould on the bread i just ate 🤢",
+    "someone is trying the door handle and i am home alone",
+    "wait, you two are MARRIED?!",
+)
+
+
+@dataclass
+class RunningWorker:
+    """A worker process under test."""
+
+    settings: Settings
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def address(self) -> str:
+        """Where its metrics and probes are; it says so in its log, once it listens."""
+        found = re.search(r"metrics and probes: (http://\S+)/metrics", self.log.read_text())
+        if not found:
+            raise ConnectionError("not listening yet")
+        return found[1]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask a probe."""
+        try:
+            with urllib.request.urlopen(self.address + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, refusal.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a metric's value, summed over the samples that have these labels."""
+        total = 0.0
+        for line in self.get("/metrics")[1].splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.split("{")[0] == name and all(f'{key}="{want}"' in sample for key, want in labels.items()):
+                total += float(value)
+        return total
+
+    def await_ready(self) -> None:
+        """Wait until /readyz says yes."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-3000:]}"
+            try:
+                return self.get("/readyz")[0] == 200
+            except (ConnectionError, urllib.error.URLError):
+                return False
+
+        await_true(ready, within_s=READY_S, what=lambda: self.log.read_text()[-3000:])
+
+    def children(self) -> list[int]:
+        """Return the pids of its child processes: the GPU worker."""
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def end(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 60.0) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(within_s)
+
+
+@contextlib.contextmanager
+def running_worker(settings: Settings, log: Path, *, ready: bool = True) -> Iterator[RunningWorker]:
+    """Run a worker process, ready for posts, and end it with the block."""
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emostream.streams.cli", "worker"],
+            env={**os.environ, **environment(settings)},
+            stdout=sink,
+            stderr=sink,
+        )
+    worker = RunningWorker(settings, process, log)
+    try:
+        if ready:
+            worker.await_ready()
+        yield worker
+    finally:
+        process.kill()
+        process.wait()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return settings as environment variables."""
+    values = settings.model_dump(exclude_none=True)
+    values["redis"] = settings.redis.get_secret_value()
+    return {f"EMOSTREAM_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def make_posts(count: int) -> list[Post]:
+    """Return posts with ids that nobody else uses."""
+    run = uuid.uuid4().hex[:8]
+    return [Post(id=f"{run}-{i}", text=f"{TEXTS[i % len(TEXTS)]} ({i})", source="tests") for i in range(count)]
+
+
+def publish(settings: Settings, posts: Iterable[Post]) -> None:
+    """Publish posts, and return once they are confirmed."""
+    publish_raw(settings, [(post.id, encode_post(post)) for post in posts])
+
+
+def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]]) -> None:
+    """Publish keys and values as they are."""
+    with PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic, connection={}) as producer:
+        for key, value in records:
+            producer.publish(key=key, value=value)
+        producer.flush()
+
+
+def collect(
+    settings: Settings, done: Callable[[Sequence[Received]], bool], *, within_s: float = ANSWER_S
+) -> list[Received]:
+    """Read `emotions` and `dead-letters` from the beginning until `done` says it is enough, or time is up."""
+    received: list[Received] = []
+    deadline_s = time.monotonic() + within_s
+    records = read_records(
+        settings.kafka,
+        [settings.emotions_topic, settings.dead_letters_topic],
+        from_beginning=True,
+        stopping=lambda: done(received) or time.monotonic() > deadline_s,
+        connection={},
+    )
+    for record in records:
+        received.append(record)
+    return received
+
+
+def collect_answers(settings: Settings, ids: set[str], *, within_s: float = ANSWER_S) -> list[Received]:
+    """Read until each of these posts is answered or a dead letter, and return what concerns them."""
+
+    def keys(received: Sequence[Received]) -> set[str]:
+        return {record.key.decode() for record in received if record.key}
+
+    received = collect(settings, lambda so_far: ids <= keys(so_far), within_s=within_s)
+    return [record for record in received if record.key and record.key.decode() in ids]
+
+
+def await_true(condition: Callable[[], bool], *, within_s: float, what: Callable[[], str] = lambda: "") -> None:
+    """Wait until a condition holds."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what()}"
+        time.sleep(0.05)
