@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo up test check lint links types layers format schemas bench clean
+.PHONY: help install demo up test check lint links types layers format schemas docs bench clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ format: install ## Format the code and mend what ruff can mend
 
 schemas: install ## Write the JSON Schema files of the messages anew
 	$(BIN)/python -m emostream.connectors.schemas connectors/schemas
+
+docs: install ## Write the table of settings in the README anew
+	$(BIN)/python -m emostream.streams.settings README.md
 
 bench: install ## Posts per second: the bare model, and from posts to emotions and Redis
 	$(BIN)/python tests/bench/bench_pipeline.py

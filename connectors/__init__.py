@@ -3,6 +3,7 @@
 messages     every wire format: topics, structs, decode and encode
 schemas      JSON Schema files of those formats, generated from the code
 topics       which topics exist; creating what is missing
+broker       connecting to Kafka, and what is said when nobody answers
 producer     kafka-python producer that sources publish through
 jsonl        `emostream ingest jsonl`: a file or standard input -> posts
 reader       answers and dead letters, read back (`emostream watch`)

@@ -12,6 +12,7 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from emostream.connectors.broker import connect
 from emostream.connectors.errors import BrokerError
 
 _log = logging.getLogger(__name__)
@@ -48,21 +49,17 @@ class PostProducer:
         self.failed = 0
 
     def __enter__(self) -> "PostProducer":
-        try:
-            self._producer = KafkaProducer(
-                bootstrap_servers=self._bootstrap.split(","),
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=5,
-                compression_type="gzip",
-                max_block_ms=int(_MOST_WAIT_S * 1000),
-                delivery_timeout_ms=int(_MOST_WAIT_S * 1000),
-                **self._connection,
-            )
-        except KafkaError as error:
-            raise BrokerError(
-                f"no Kafka answers at {self._bootstrap} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
-            ) from error
+        self._producer = connect(
+            KafkaProducer,
+            self._bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=5,
+            compression_type="gzip",
+            max_block_ms=int(_MOST_WAIT_S * 1000),
+            delivery_timeout_ms=int(_MOST_WAIT_S * 1000),
+            **self._connection,
+        )
         return self
 
     def __exit__(

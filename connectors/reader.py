@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
+from emostream.connectors.broker import connect
 from emostream.connectors.errors import BrokerError
 
 
@@ -48,10 +48,7 @@ def read_records(
     Raises:
         BrokerError: The broker is away, or a topic does not exist.
     """
-    try:
-        consumer = KafkaConsumer(bootstrap_servers=bootstrap.split(","), **connection)
-    except KafkaError as error:
-        raise BrokerError(f"no Kafka answers at {bootstrap} ({error!r})") from error
+    consumer = connect(KafkaConsumer, bootstrap, **connection)
     try:
         consumer.assign([TopicPartition(name, p) for name in topics for p in _partitions(consumer, name)])
         seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end

@@ -8,6 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+from emostream.connectors.broker import connect
 from emostream.connectors.errors import BrokerError
 
 
@@ -24,7 +25,7 @@ def describe_topics(bootstrap: str, names: Sequence[str], *, connection: dict[st
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = _connect(bootstrap, connection)
+    admin = connect(KafkaAdminClient, bootstrap, **connection)
     try:
         return _describe(admin, names)
     except KafkaError as error:
@@ -48,7 +49,7 @@ def create_topics(
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = _connect(bootstrap, connection)
+    admin = connect(KafkaAdminClient, bootstrap, **connection)
     try:
         missing = [state.name for state in _describe(admin, names) if not state.partitions]
         for name in missing:
@@ -61,15 +62,6 @@ def create_topics(
         raise BrokerError(f"{bootstrap}: topics cannot be created: {error!r}") from error
     finally:
         admin.close()
-
-
-def _connect(bootstrap: str, connection: dict[str, Any]) -> KafkaAdminClient:
-    try:
-        return KafkaAdminClient(bootstrap_servers=bootstrap.split(","), **connection)
-    except KafkaError as error:
-        raise BrokerError(
-            f"no Kafka answers at {bootstrap} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
-        ) from error
 
 
 def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> list[TopicState]:

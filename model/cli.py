@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from emostream.model.evaluation import Evaluation
     from emostream.model.samples import Outcome
+
+_SHORT_LABEL = 5
+"""Characters of a label above a column of the confusion matrix: seven columns fit a terminal of 80."""
 
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 …")]
 CheckpointFolder = Annotated[
@@ -137,8 +141,12 @@ def _print_evaluation(console: Console, result: "Evaluation") -> None:
         f"ECE {result.ece:.4f}\n"
         f"{result.official.name} {result.official.value:.4f}"
     )
-    table = Table("true \\ answer", *result.labels, "precision", "recall", "F1", title="confusion and classes")
+    classes = Table("class", "precision", "recall", "F1", "texts", box=SIMPLE)
+    confusion = Table("true \\ answer", *(label[:_SHORT_LABEL] for label in result.labels), box=SIMPLE)
     for label, row in zip(result.labels, result.confusion, strict=True):
         figures = result.per_class[label]
-        table.add_row(label, *map(str, row), f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}")
-    console.print(table)
+        classes.add_row(
+            label, f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}", str(figures.support)
+        )
+        confusion.add_row(label, *map(str, row))
+    console.print(classes, confusion)

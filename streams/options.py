@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from emostream.streams.settings import Settings
+from emostream.streams.settings import Settings, default_shown
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -47,12 +47,10 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    default = field.default
-    shown = default.get_secret_value() if isinstance(default, SecretStr) else default
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{field.description} \\[EMOSTREAM_{name.upper()}]",
-        show_default=str(shown) if shown not in (None, "") else False,
+        show_default=default_shown(field.default) or False,
         rich_help_panel="Settings",
     )
     return inspect.Parameter(

@@ -1,5 +1,9 @@
-"""Every setting, its default and what it means. Built once, at the command line; nothing else reads the environment."""
+"""Every setting, its default and what it means. Built once, at the command line; nothing else reads the environment.
 
+`python -m emostream.streams.settings README.md` writes the table of settings into a file anew.
+"""
+
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,3 +80,30 @@ class Settings(BaseSettings):
     def kafka_connection(self) -> dict[str, Any]:
         """What kafka-python and aiokafka need beyond addresses; TLS and SASL settings belong here."""
         return {}
+
+
+def default_shown(default: Any) -> str:
+    """Return a default as documentation shows it; empty where there is none to show."""
+    value = default.get_secret_value() if isinstance(default, SecretStr) else default
+    return "" if value in (None, "") else str(value)
+
+
+def settings_table() -> str:
+    """Return every setting as a Markdown table, by the name of its environment variable."""
+    rows = (
+        f"| `EMOSTREAM_{name.upper()}` | {default_shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    )
+    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows]) + "\n"
+
+
+def _write_table(file: Path) -> None:
+    before, _, rest = file.read_text().partition(_TABLE_BEGINS)
+    _, _, after = rest.partition(_TABLE_ENDS)
+    file.write_text(f"{before}{_TABLE_BEGINS}\n{settings_table()}{_TABLE_ENDS}{after}")
+
+
+_TABLE_BEGINS, _TABLE_ENDS = "<!-- settings: made by `make docs` -->", "<!-- end of settings -->"
+
+if __name__ == "__main__":
+    _write_table(Path(sys.argv[1]))

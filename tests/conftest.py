@@ -16,14 +16,18 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support import running_worker
+
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack, embedded_stack
-from support import running_worker
 
 # Machines are shared: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile(
-    "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+    "shared",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
 )
 hypothesis.settings.load_profile("shared")
 

@@ -22,16 +22,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+from support import RunningWorker, collect_answers, publish, running_worker
+
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import Post, decode_emotion, decode_post
 from emostream.connectors.topics import create_topics
 from emostream.streams.demo import POSTS_FILE
 from emostream.streams.settings import Settings
 from emostream.streams.stack import embedded_stack
-from redis import Redis
-from rich.console import Console
-from rich.table import Table
-from support import RunningWorker, collect_answers, publish, running_worker
 
 BARE = """
 import json, sys, time
@@ -121,7 +122,7 @@ def main() -> None:
             rounds = []
             before, began = stage_seconds(worker), time.monotonic()
             pids = {"worker": worker.process.pid, "GPU worker": worker.children()[0]}
-            cpu = {name: 0.0 for name in pids}
+            cpu = dict.fromkeys(pids, 0.0)
             stream_s = 0.0
             for number in range(options.rounds):
                 bare, info = measure_bare(texts, threads=options.threads, precision=options.precision)
@@ -131,7 +132,9 @@ def main() -> None:
                 for name, pid in pids.items():
                     cpu[name] += cpu_seconds(pid) - start[name]
                 rounds.append((bare, stream))
-                console.print(f"round {number + 1}: bare {bare:.0f}/s, stream {stream:.0f}/s, ratio {stream / bare:.2f}")
+                console.print(
+                    f"round {number + 1}: bare {bare:.0f}/s, stream {stream:.0f}/s, ratio {stream / bare:.2f}"
+                )
             after = stage_seconds(worker)
             padding = worker.metric("emostream_padding_share_sum") / worker.metric("emostream_padding_share_count")
     bare, stream = (statistics.median(column) for column in zip(*rounds, strict=True))

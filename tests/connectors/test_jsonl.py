@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from emostream.connectors.jsonl import MalformedRow, Pace, bounded_lines, ingest_lines, lines_until
 from emostream.connectors.messages import MOST_POST_BYTES
 
@@ -27,9 +28,7 @@ LINES = [b'{"id": "a", "text": "one"}\n', b"\n", b"oops\n", b'{"id": "b", "text"
 def test_malformed_rows_are_named_by_line(checked: bool, keys: list[str | None]) -> None:
     producer = ListProducer()
     rows: list[MalformedRow] = []
-    tallies = list(
-        ingest_lines(LINES, producer=producer, pace=Pace(None), on_malformed=rows.append, checked=checked)
-    )
+    tallies = list(ingest_lines(LINES, producer=producer, pace=Pace(None), on_malformed=rows.append, checked=checked))
     assert [(row.line, row.reason) for row in rows] == [(3, "not_json"), (5, "missing_field")]
     assert [key for key, _ in producer.records] == keys
     assert tallies[-1].lines == 5

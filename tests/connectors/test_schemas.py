@@ -4,6 +4,7 @@ import json
 
 import jsonschema
 import pytest
+
 from emostream.connectors.schemas import FOLDER, schema_files
 
 FILES = schema_files()

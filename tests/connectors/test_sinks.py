@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from support import collect
+
 from emostream.connectors.errors import SinkUnavailable
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.messages import (
@@ -21,9 +25,6 @@ from emostream.connectors.redis_sink import RedisSink
 from emostream.connectors.sinks import AnswerSink, ListSink
 from emostream.streams.settings import Settings
 from emostream.streams.stack import free_port, running_redis
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from support import collect
 
 INGESTED = dt.datetime(2026, 3, 1, 12, 30, 15, tzinfo=dt.UTC)
 

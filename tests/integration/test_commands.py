@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from emostream.connectors.messages import encode_post
-from emostream.streams.settings import Settings
 from support import RunningWorker, collect_answers, environment, make_posts
+
+from emostream.connectors.messages import encode_post
+from emostream.model.samples import LABELS
+from emostream.streams.settings import Settings
 
 
 def command(settings: Settings, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -34,8 +36,8 @@ def test_publish_then_watch(shared_worker: RunningWorker) -> None:
     assert json.loads(record.value)["emotion"] == "joy"
     watched = emostream(settings, "watch", "--json", "--from-beginning", "--count", "1")
     assert json.loads(watched.stdout)["v"] == 1
-    shown = emostream(settings, "watch", "--from-beginning", "--count", "2")
-    assert len(shown.stdout.splitlines()) == 2
+    shown = emostream(settings, "watch", "--from-beginning", "--count", "1")
+    assert any(emotion in shown.stdout for emotion in LABELS)
 
 
 def test_ingest_reports_malformed_rows_by_line(shared_worker: RunningWorker, tmp_path: Path) -> None:

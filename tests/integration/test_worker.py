@@ -8,9 +8,6 @@ from collections import Counter
 
 import pytest
 from conftest import Broker, make_settings
-from emostream.connectors.messages import decode_emotion
-from emostream.streams.settings import Settings
-from emostream.streams.stack import Stack
 from redis import Redis
 from support import (
     RunningWorker,
@@ -22,6 +19,10 @@ from support import (
     publish_raw,
     running_worker,
 )
+
+from emostream.connectors.messages import decode_emotion
+from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack
 
 
 def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: RunningWorker) -> None:
@@ -110,12 +111,8 @@ def test_a_killed_gpu_worker_loses_no_post_and_needs_no_restart(shared_worker: R
     assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == died + 1
 
 
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_that_ends_in_mid_stream_loses_nothing(
-    settings: Settings, number: signal.Signals, tmp_path
-) -> None:
+def test_a_worker_that_ends_in_mid_stream_loses_nothing(settings: Settings, number: signal.Signals, tmp_path) -> None:
     posts = make_posts(2000)
     with running_worker(settings, tmp_path / "first") as first:
         publish(settings, posts)

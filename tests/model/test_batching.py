@@ -1,9 +1,10 @@
 """Cutting rows into padded batches loses none and keeps the bound."""
 
 import torch
-from emostream.model.batching import cut_by_cost, pad_rows, padded_width
 from hypothesis import given
 from hypothesis import strategies as st
+
+from emostream.model.batching import cut_by_cost, pad_rows, padded_width
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(64, 4096))

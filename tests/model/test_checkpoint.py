@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.errors import CheckpointError
 

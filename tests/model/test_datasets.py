@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from emostream.model.datasets import Example, read_dataset
 from emostream.model.errors import DatasetError
 from emostream.model.samples import LABELS
@@ -28,7 +29,9 @@ def test_goemotions_with_fine_labels_is_folded(tmp_path: Path) -> None:
 
 def test_meld(tmp_path: Path) -> None:
     (tmp_path / "test_sent_emo.csv").write_text(
-        'Sr No.,Utterance,Speaker,Emotion,Sentiment\n1,"Well, look who it is!",Ann,joy,positive\n2,Hm.,Bo,neutral,neutral\n'
+        "Sr No.,Utterance,Speaker,Emotion,Sentiment\n"
+        '1,"Well, look who it is!",Ann,joy,positive\n'
+        "2,Hm.,Bo,neutral,neutral\n"
     )
     assert read_dataset("meld", tmp_path, "test").examples == (
         Example("Well, look who it is!", (JOY,)),

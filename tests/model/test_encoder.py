@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertModel, GPT2Config, GPT2Model
+
 from emostream.model.encoder import build_encoder, encoder_settings, load_pretrained_encoder
 from emostream.model.errors import RecipeError
-from transformers import BertModel, GPT2Config, GPT2Model
 
 
 def test_bert_weights_give_berts_outputs(tiny_bert: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from emostream.model.datasets import Example, TextDataset
 from emostream.model.evaluation import evaluate_scores, expected_calibration_error, fit_temperature
 from emostream.model.samples import LABELS

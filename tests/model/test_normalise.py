@@ -1,9 +1,10 @@
 """Social text as the encoder is meant to see it."""
 
 import pytest
-from emostream.model.normalise import Normalisation
 from hypothesis import given
 from hypothesis import strategies as st
+
+from emostream.model.normalise import Normalisation
 
 WORDS = Normalisation(emoji_to_words=True)
 

@@ -1,6 +1,7 @@
 """int8 rows: small on disk, near the weights they stand for."""
 
 import torch
+
 from emostream.model.quantise import quantise_rows, widen_rows
 
 

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.samples import FLAG_TRUNCATED, FLAG_WINDOWED, LABELS, Scored, Unscorable
 from emostream.model.scorer import TextScorer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PLAIN = {
     "i am so happy for you, congratulations!": "joy",

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from emostream.model.encoder import load_pretrained_tokenizer
 from emostream.model.normalise import Normalisation
 from emostream.model.tokenise import TextTokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="session")

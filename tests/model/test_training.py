@@ -1,4 +1,4 @@
-"""Training, for real but small: it learns, keeps the best epoch, and an interrupted run ends as an uninterrupted one."""
+"""Training, for real but small: it learns, and an interrupted run ends as an uninterrupted one."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.errors import RecipeError
 from emostream.model.recipe import SHIPPED_RECIPE, DatasetChoice, Recipe, read_recipe
@@ -20,9 +21,7 @@ def data(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set in which one letter gives the emotion away."""
     folder = tmp_path_factory.mktemp("data")
     shutil.copytree(tiny_bert, folder / "encoder")
-    rows = [
-        f'"{"the " * (i % 5)}{letter} so",{emotion}' for i in range(40) for emotion, letter in CODES.items()
-    ]
+    rows = [f'"{"the " * (i % 5)}{letter} so",{emotion}' for i in range(40) for emotion, letter in CODES.items()]
     for split in ("train", "dev"):
         (folder / f"{split}_sent_emo.csv").write_text("\n".join(["Utterance,Emotion", *rows]) + "\n")
     return folder
@@ -83,9 +82,7 @@ def test_a_folder_of_another_recipe_is_left_alone(run: Path, data: Path) -> None
 
 def test_every_row_comes_once_an_epoch_in_another_order() -> None:
     rows = [msgspec.defstruct("Row", ["ids"])(ids=(0,) * (i % 9 + 1)) for i in range(1000)]
-    first, second = (
-        [id(row) for batch in shuffled_batches(rows, 32, seed=seed) for row in batch] for seed in (1, 2)
-    )
+    first, second = ([id(row) for batch in shuffled_batches(rows, 32, seed=seed) for row in batch] for seed in (1, 2))
     assert sorted(first) == sorted(second) == sorted(map(id, rows))
     assert first != second
 

@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from emostream.connectors.messages import Post
 from emostream.streams.batcher import Batcher
 from emostream.streams.records import Item, Record
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def make_item(offset: int, tokens: int, taken_s: float = 0.0) -> Item:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry, Counter
+
 from emostream.model.checkpoint import SHIPPED
 from emostream.model.samples import BatchOutcome
 from emostream.streams.errors import ScorerGone, ScorerUnusable
 from emostream.streams.frames import ScorerOptions
 from emostream.streams.gpu_worker import GpuWorker
-from prometheus_client import CollectorRegistry, Counter
 
 OPTIONS = ScorerOptions(checkpoint="", device="cpu", precision="float32", threads=1)
 
@@ -67,7 +68,7 @@ async def test_it_scores_survives_kill_and_hang_and_ends() -> None:
 
 async def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     worker, _ = make_worker(msgspec.structs.replace(OPTIONS, checkpoint=str(tmp_path)))
-    with pytest.raises(ScorerUnusable, match="config.json is missing"):
+    with pytest.raises(ScorerUnusable, match=r"config\.json is missing"):
         await worker.start()
     await worker.stop()
 

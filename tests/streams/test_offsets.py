@@ -1,9 +1,10 @@
 """Whatever order records are done in, they are acknowledged in the order of their offsets, each once."""
 
-from emostream.streams.offsets import OffsetOrder
-from emostream.streams.records import Record
 from hypothesis import given
 from hypothesis import strategies as st
+
+from emostream.streams.offsets import OffsetOrder
+from emostream.streams.records import Record
 
 
 def make_records(partitions: list[int], log: list[tuple[int, int]]) -> list[Record]:
@@ -12,9 +13,15 @@ def make_records(partitions: list[int], log: list[tuple[int, int]]) -> list[Reco
         place = (partition, offset)
         records.append(
             Record(
-                topic="posts", partition=partition, offset=offset, timestamp_s=0.0, key=None, value=None, headers=(),
+                topic="posts",
+                partition=partition,
+                offset=offset,
+                timestamp_s=0.0,
+                key=None,
+                value=None,
+                headers=(),
                 acknowledge=lambda place=place: log.append(place),
-            )  # fmt: skip
+            )
         )
     return records
 

@@ -1,9 +1,10 @@
 """Settings: one declaration, three ways to give a value, and a wrong one is named."""
 
 import pytest
+from typer.testing import CliRunner
+
 from emostream.streams.cli import app
 from emostream.streams.settings import Settings
-from typer.testing import CliRunner
 
 run = CliRunner().invoke
 

@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.messages import Emotion, Post, encode_post
 from emostream.connectors.sinks import ListDeadLetters, ListSink
@@ -17,9 +21,6 @@ from emostream.streams.offsets import OffsetOrder
 from emostream.streams.pipeline import Pipeline, Scorer
 from emostream.streams.records import Item, Record, decode_record
 from emostream.streams.testing import MODEL, HashedScorer, hashed_scores
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 
 @dataclass
@@ -272,7 +273,7 @@ async def test_run_keeps_several_batches_in_flight_and_acknowledges_in_order() -
     for item in scene.items(posts(*(str(i) for i in range(20)))):
         await batcher.put(item)
     async with asyncio.timeout(10):
-        while len(scene.acknowledged) < 20:
+        while len(scene.acknowledged) < 20:  # noqa: ASYNC110  # a list tells nobody that it grew
             await asyncio.sleep(0.005)
     running.cancel()
     assert scene.acknowledged == list(range(20))

@@ -1,0 +1,166 @@
+"""What the README shows is true: its commands run, its messages are valid, its table lists every setting."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import READY_S, await_true
+
+from emostream.connectors.messages import decode_emotion, decode_post
+from emostream.streams.settings import settings_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+BLOCKS = [(found["mark"], found["language"], found["code"]) for found in BLOCK.finditer(README)]
+BIN = Path(sys.executable).parent
+
+
+def blocks(mark: str | None, language: str) -> list[str]:
+    return [code for m, lang, code in BLOCKS if m == mark and lang == language]
+
+
+def test_every_block_of_commands_is_covered_here() -> None:
+    """A new block must say how it is run, or why not."""
+    marks = {(mark, language) for mark, language, _ in BLOCKS}
+    assert marks == {
+        (None, "bash"),
+        (None, "mermaid"),
+        ("run: stack", "bash"),
+        ("run: stack", "python"),
+        ("run: stack with kcat", "bash"),
+        ("run: data", "bash"),
+        ("check: posts", "json"),
+        ("check: emotions", "json"),
+        ("not run: needs a Docker engine", "bash"),
+    }
+
+
+@pytest.fixture(scope="module")
+def stack_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user beside a running `emostream up`."""
+    log = tmp_path_factory.mktemp("up") / "log"
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen([BIN / "emostream", "up"], stdout=sink, stderr=sink, cwd=ROOT) as process,
+    ):
+        try:
+            await_true(lambda: "Ctrl-C ends it" in log.read_text(), within_s=READY_S, what=log.read_text)
+            found = re.search(r"EMOSTREAM_KAFKA=(\S+) EMOSTREAM_REDIS=(\S+)", log.read_text())
+            assert found
+            yield {
+                **os.environ,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "EMOSTREAM_KAFKA": found[1],
+                "EMOSTREAM_REDIS": found[2],
+            }
+        finally:
+            process.terminate()
+
+
+def run(script: str, environment: dict[str, str], *, cwd: Path = ROOT) -> str:
+    """Run lines of shell, stopping at the first that fails."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def without_setup(code: str) -> str:
+    """Leave out the lines that enter the virtual environment and set addresses: the fixture did both."""
+    return "\n".join(line for line in code.splitlines() if not line.startswith(("source ", "export ")))
+
+
+def test_the_first_two_commands_are_demo_and_test() -> None:
+    (first,) = blocks(None, "bash")
+    assert first.split("\n")[:2] == ["make demo", "make test"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "installed").exists(), reason="`make install` was not run in this checkout")
+def test_make_demo_runs() -> None:
+    said = run("make demo", dict(os.environ))
+    assert "300: 292 answered, 8 dead letters" in said
+
+
+def test_commands_beside_up_run(stack_environment: dict[str, str]) -> None:
+    (code,) = blocks("run: stack", "bash")
+    said = run(without_setup(code), stack_environment)
+    assert said.count("5 posts published and confirmed, 0 malformed rows") == 2
+
+
+def test_publishing_from_python_runs(stack_environment: dict[str, str]) -> None:
+    (code,) = blocks("run: stack", "python")
+    done = subprocess.run([sys.executable, "-c", code], env=stack_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    watched = run("emostream watch --from-beginning --json --count 1 >/dev/null", stack_environment)
+    assert watched == ""
+
+
+@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed (Debian: apt-get install kcat)")
+def test_kcat_publishes_and_reads(stack_environment: dict[str, str]) -> None:
+    (code,) = blocks("run: stack with kcat", "bash")
+    publish, read = code.strip().splitlines()
+    run(publish, stack_environment)
+    assert '"emotion":' in run(read, stack_environment)
+
+
+def test_training_and_evaluation_run_on_a_small_folder(tmp_path: Path, stack_environment: dict[str, str]) -> None:
+    """The commands as they stand, on data and an encoder made for the test: the full run takes most of an hour."""
+    from tiny_encoder import save_tiny_bert
+
+    data = tmp_path / "DATA"
+    save_tiny_bert(data / "encoders" / "bge-small-en-v1.5")
+    for folder in ("goemotions/ekman", "meld"):
+        (data / folder).mkdir(parents=True)
+    (data / "goemotions/ekman/labels.txt").write_text("anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n")
+    for split in ("train", "dev"):
+        (data / f"goemotions/ekman/{split}.tsv").write_text("so glad\t3\tx\ngrr\t0\ty\n" * 8)
+        (data / f"meld/{split}_sent_emo.csv").write_text("Utterance,Emotion\n" + "hi,joy\nno,anger\n" * 8)
+    (tmp_path / "model").symlink_to(ROOT / "model")
+    (code,) = blocks("run: data", "bash")
+    train_and_evaluate, worker = code.strip().rsplit("\n", 1)
+    said = run(train_and_evaluate, stack_environment, cwd=tmp_path)
+    assert "macro-F1" in said
+    assert worker == "EMOSTREAM_CHECKPOINT=runs/mine/best emostream worker"
+    log = tmp_path / "worker.log"
+    variables = {**stack_environment, "EMOSTREAM_CHECKPOINT": "runs/mine/best", "EMOSTREAM_HTTP_PORT": "0"}
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen(
+            [BIN / "emostream", "worker"], env=variables, cwd=tmp_path, stdout=sink, stderr=sink
+        ) as process,
+    ):
+        await_true(lambda: "model emostream-text 1" in log.read_text(), within_s=READY_S, what=log.read_text)
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+
+
+def test_messages_shown_are_valid() -> None:
+    (post,), (answer,) = blocks("check: posts", "json"), blocks("check: emotions", "json")
+    assert decode_post(post.encode()).id == "shop-4711"
+    decoded = decode_emotion(answer.encode())
+    scores = json.loads(answer)["scores"]
+    assert sum(scores.values()) == pytest.approx(1)
+    assert decoded.confidence == max(scores.values()) == scores[decoded.emotion]
+
+
+def test_settings_table_is_up_to_date() -> None:
+    assert settings_table() in README, "run `make docs`"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
