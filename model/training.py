@@ -116,8 +116,8 @@ class _Trainer:
         self._rows = self._tokenise([example for split in train_sets for example in split.examples])
         self._class_weights = _class_weights(self._rows, recipe.class_weight_power).to(self._device)
         self._optimiser = torch.optim.AdamW(_parameter_groups(self._network, recipe), fused=True)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
         self.progress = RunProgress()
+        self._steps_done = 0
         self._resume()
 
     @property
@@ -151,10 +151,12 @@ class _Trainer:
             label_smoothing=self._recipe.label_smoothing,
         )
         loss.backward()  # type: ignore[no-untyped-call]
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["peak_rate"] * self._rate_factor(self._steps_done)
         nn.utils.clip_grad_norm_(self._network.parameters(), self._recipe.clip_norm)
         self._optimiser.step()
-        self._schedule.step()
         self._optimiser.zero_grad()
+        self._steps_done += 1
         return float(loss.detach())
 
     def _judge(self, epoch: int, *, loss: float) -> None:
@@ -220,8 +222,7 @@ class _Trainer:
         self.progress = msgspec.json.decode(progress_file.read_bytes(), type=RunProgress)
         self._network.load_state_dict(load_file(self._run / "last.safetensors", device=str(self._device)))
         _restore_optimiser_state(self._optimiser, load_file(self._run / "optimiser.safetensors"))
-        for _ in range(len(self.progress.epochs) * self._steps_per_epoch):
-            self._schedule.step()
+        self._steps_done = len(self.progress.epochs) * self._steps_per_epoch
         _log.info("going on after epoch %d of %d", len(self.progress.epochs), self._recipe.epochs)
 
 
@@ -254,7 +255,7 @@ def _class_weights(rows: Sequence[_Row], power: float) -> Tensor:
 
 
 def _parameter_groups(network: TextEmotionModel, recipe: Recipe) -> list[dict[str, object]]:
-    """Return AdamW's groups: a rate for the head and, falling downwards, for each layer of the encoder."""
+    """Return AdamW's groups, each with its peak rate: one for the head, falling downwards for the encoder's layers."""
     depth = network.encoder.config.num_hidden_layers
     groups: list[dict[str, object]] = []
     for name, parameter in network.named_parameters():
@@ -265,7 +266,7 @@ def _parameter_groups(network: TextEmotionModel, recipe: Recipe) -> list[dict[st
         else:
             rate = recipe.head_learning_rate
         decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
-        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+        groups.append({"params": [parameter], "peak_rate": rate, "weight_decay": decay})
     return groups
 
 

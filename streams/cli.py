@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -237,7 +238,8 @@ def _stop_on_signals() -> threading.Event:
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
     if str(file) == "-":
-        yield sys.stdin.buffer
+        # A stream of its own that nobody closes: at the end a thread may still wait in it, holding its lock.
+        yield os.fdopen(os.dup(sys.stdin.fileno()), "rb")
         return
     try:
         stream = file.open("rb")

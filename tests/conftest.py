@@ -38,10 +38,7 @@ BOOTSTRAP = os.environ.get("EMOSTREAM_TEST_BOOTSTRAP")
 PARTITIONS = 4
 
 
-def _brokers() -> list[str]:
-    if BOOTSTRAP or KAFKA_SCRIPT.is_file():
-        return ["embedded", "kafka"]
-    return ["embedded"]
+BROKERS = ["embedded", "kafka"] if BOOTSTRAP or KAFKA_SCRIPT.is_file() else ["embedded"]
 
 
 def pytest_report_header() -> list[str]:
@@ -85,7 +82,7 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.run([sys.executable, KAFKA_SCRIPT, "stop", folder, "--kill"], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="session", params=_brokers())
+@pytest.fixture(scope="session", params=BROKERS)
 def broker(request: pytest.FixtureRequest) -> Broker:
     """Each broker in turn."""
     if request.param == "embedded":

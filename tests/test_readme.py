@@ -34,7 +34,7 @@ def test_every_block_of_commands_is_covered_here() -> None:
         (None, "mermaid"),
         ("run: stack", "bash"),
         ("run: stack", "python"),
-        ("run: stack with kcat", "bash"),
+        ("run: kcat on Apache Kafka", "bash"),
         ("run: data", "bash"),
         ("check: posts", "json"),
         ("check: emotions", "json"),
@@ -110,11 +110,20 @@ def test_publishing_from_python_runs(stack_environment: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed (Debian: apt-get install kcat)")
-def test_kcat_publishes_and_reads(stack_environment: dict[str, str]) -> None:
-    (code,) = blocks("run: stack with kcat", "bash")
-    publish, read = code.strip().splitlines()
-    run(publish, stack_environment)
-    assert '"emotion":' in run(read, stack_environment)
+@pytest.mark.skipif(
+    "kafka" not in BROKERS, reason="there is no Apache Kafka, and kcat cannot speak to the embedded broker"
+)
+def test_kcat_publishes_and_reads(kafka_bootstrap: str, stack: Stack, tmp_path: Path) -> None:
+    settings = make_settings(Broker("kafka", kafka_bootstrap), stack)
+    (code,) = blocks("run: kcat on Apache Kafka", "bash")
+    named = code.replace("-t posts", f"-t {settings.posts_topic}").replace(
+        "-t emotions", f"-t {settings.emotions_topic}"
+    )
+    publish, read = named.strip().splitlines()
+    environment = {**os.environ, "EMOSTREAM_KAFKA": kafka_bootstrap}
+    with running_worker(settings, tmp_path / "log"):
+        run(publish, environment)
+        assert '"post_id":"k-1"' in run(read, environment)
 
 
 def test_training_and_evaluation_run_on_a_small_folder(tmp_path: Path, stack_environment: dict[str, str]) -> None:

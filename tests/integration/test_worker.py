@@ -45,7 +45,7 @@ def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: Runnin
         for post in posts:
             stored_answer = decode_emotion(redis.hget(f"{prefix}emotion:{post.id}", "answer").encode())
             assert stored_answer == answers[post.id]
-        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*:tests")]
+        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*")]
         counted = Counter({name: sum(int(t.get(name, 0)) for t in trends) for trend in trends for name in trend})
         assert counted.total() == worker.metric("emostream_posts_out_total")
     await_true(

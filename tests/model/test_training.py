@@ -34,7 +34,7 @@ RECIPE = Recipe(
     datasets=(DatasetChoice("meld", "."),),
     window_tokens=32,
     head_width=16,
-    epochs=3,
+    epochs=6,
     batch_size=8,
     encoder_learning_rate=2e-3,
     head_learning_rate=5e-3,
@@ -48,7 +48,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     steps: list[tuple[int, int]] = []
     train(RECIPE, data=data, run=folder, device="cpu", on_step=lambda done, total, _: steps.append((done, total)))
-    assert steps == [(done, 45) for done in range(1, 46)]
+    assert steps == [(done, 90) for done in range(1, 91)]
     return folder
 
 
