@@ -1,4 +1,4 @@
-"""Real services for the tests: brokers, Redis, a worker. What was used stands in the report's header and at its end.
+"""Real services for the tests: brokers, Redis, a worker. What was used stands in the report's header.
 
 A test that takes `broker` runs once on the embedded broker and once on an Apache Kafka: the one that
 EMOSTREAM_TEST_BOOTSTRAP names, or one that is started from EMOSTREAM_TEST_KAFKA (default: ../shared/kafka beside the
@@ -9,14 +9,11 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import hypothesis
 import pytest
-from support import running_worker
+from support import BOOTSTRAP, BROKERS, KAFKA_SCRIPT, PARTITIONS, Broker, make_settings, running_worker
 
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
@@ -31,15 +28,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("shared")
 
-ROOT = Path(__file__).parent.parent
-KAFKA_SCRIPT = Path(os.environ.get("EMOSTREAM_TEST_KAFKA", ROOT.parent / "shared" / "kafka")) / "kafka.py"
-BOOTSTRAP = os.environ.get("EMOSTREAM_TEST_BOOTSTRAP")
-
-PARTITIONS = 4
-
-
-BROKERS = ["embedded", "kafka"] if BOOTSTRAP or KAFKA_SCRIPT.is_file() else ["embedded"]
-
 
 def pytest_report_header() -> list[str]:
     if BOOTSTRAP:
@@ -49,14 +37,6 @@ def pytest_report_header() -> list[str]:
     else:
         second = "NO Apache Kafka: none at hand, and EMOSTREAM_TEST_BOOTSTRAP names none"
     return [f"brokers: the embedded one, and {second}"]
-
-
-@dataclass(frozen=True)
-class Broker:
-    """A running broker."""
-
-    name: str
-    bootstrap: str
 
 
 @pytest.fixture(scope="session")
@@ -88,24 +68,6 @@ def broker(request: pytest.FixtureRequest) -> Broker:
     if request.param == "embedded":
         return Broker("embedded", request.getfixturevalue("stack").kafka)
     return Broker("kafka", request.getfixturevalue("kafka_bootstrap"))
-
-
-def make_settings(broker: Broker, stack: Stack, **changes: object) -> Settings:
-    """Return settings with topics, group and key prefix that nobody else uses."""
-    unique = uuid.uuid4().hex[:8]
-    return Settings(
-        kafka=broker.bootstrap,
-        redis=stack.redis,
-        redis_prefix=f"{unique}:",
-        posts_topic=f"posts-{unique}",
-        emotions_topic=f"emotions-{unique}",
-        dead_letters_topic=f"dead-letters-{unique}",
-        group=f"group-{unique}",
-        partitions=PARTITIONS,
-        session_timeout_s=2,
-        http_port=0,
-        **changes,
-    )
 
 
 @pytest.fixture

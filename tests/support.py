@@ -18,6 +18,16 @@ from emostream.connectors.messages import Post, encode_post
 from emostream.connectors.producer import PostProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack
+
+ROOT = Path(__file__).parent.parent
+KAFKA_SCRIPT = Path(os.environ.get("EMOSTREAM_TEST_KAFKA", ROOT.parent / "shared" / "kafka")) / "kafka.py"
+BOOTSTRAP = os.environ.get("EMOSTREAM_TEST_BOOTSTRAP")
+
+PARTITIONS = 4
+
+
+BROKERS = ["embedded", "kafka"] if BOOTSTRAP or KAFKA_SCRIPT.is_file() else ["embedded"]
 
 READY_S = 120.0
 ANSWER_S = 90.0
@@ -31,6 +41,32 @@ TEXTS = (
     "someone is trying the door handle and i am home alone",
     "wait, you two are MARRIED?!",
 )
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running broker."""
+
+    name: str
+    bootstrap: str
+
+
+def make_settings(broker: Broker, stack: Stack, **changes: object) -> Settings:
+    """Return settings with topics, group and key prefix that nobody else uses."""
+    unique = uuid.uuid4().hex[:8]
+    return Settings(
+        kafka=broker.bootstrap,
+        redis=stack.redis,
+        redis_prefix=f"{unique}:",
+        posts_topic=f"posts-{unique}",
+        emotions_topic=f"emotions-{unique}",
+        dead_letters_topic=f"dead-letters-{unique}",
+        group=f"group-{unique}",
+        partitions=PARTITIONS,
+        session_timeout_s=2,
+        http_port=0,
+        **changes,
+    )
 
 
 @dataclass

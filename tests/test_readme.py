@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import READY_S, await_true
+from support import BROKERS, READY_S, Broker, await_true, make_settings, running_worker
 
 from emostream.connectors.messages import decode_emotion, decode_post
 from emostream.streams.settings import settings_table
+from emostream.streams.stack import Stack
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,9 +111,7 @@ def test_publishing_from_python_runs(stack_environment: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed (Debian: apt-get install kcat)")
-@pytest.mark.skipif(
-    "kafka" not in BROKERS, reason="there is no Apache Kafka, and kcat cannot speak to the embedded broker"
-)
+@pytest.mark.skipif("kafka" not in BROKERS, reason="kcat cannot speak to the embedded broker")
 def test_kcat_publishes_and_reads(kafka_bootstrap: str, stack: Stack, tmp_path: Path) -> None:
     settings = make_settings(Broker("kafka", kafka_bootstrap), stack)
     (code,) = blocks("run: kcat on Apache Kafka", "bash")

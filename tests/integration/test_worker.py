@@ -7,14 +7,15 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import Broker, make_settings
 from redis import Redis
 from support import (
+    Broker,
     RunningWorker,
     await_true,
     collect,
     collect_answers,
     make_posts,
+    make_settings,
     publish,
     publish_raw,
     running_worker,
