@@ -11,13 +11,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from emostream.connectors.errors import ConnectorError
 from emostream.connectors.jsonl import MalformedRow, Pace, Tally, bounded_lines, ingest_lines, lines_until
@@ -49,6 +50,9 @@ app.add_typer(topics, name="topics")
 app.command()(model_cli.train)
 app.command()(model_cli.evaluate)
 app.command()(model_cli.predict)
+
+_EXPECTED = (ConnectorError, ModelError, StreamError)
+"""What a command may fail with: said in one sentence, without a traceback."""
 
 _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 """Libraries that log each rebalance at length; their warnings are shown, the rest is not."""
@@ -88,7 +92,7 @@ def worker(settings: Settings) -> None:
     def on_listening(address: str) -> None:
         log.info("metrics and probes: %s/metrics, /healthz, /readyz", address)
 
-    _run_in_loop(Worker(settings, on_listening=on_listening))
+    _run_to_the_end(Worker(settings, on_listening=on_listening))
 
 
 @app.command()
@@ -209,8 +213,8 @@ def main() -> None:
     """Run the command line; what went wrong is one line on standard error and exit code 1."""
     try:
         app()
-    except (ConnectorError, ModelError, StreamError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", markup=True, highlight=False)
+    except _EXPECTED as error:
+        _print_error(error)
         raise SystemExit(1) from error
 
 
@@ -273,10 +277,32 @@ def _log_to_stderr(settings: Settings) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _run_in_loop(service: "Worker") -> None:
+def _run_to_the_end(service: "Worker") -> NoReturn:
+    """Run a worker and end the process with 0, or with 1 if it failed.
+
+    The end is hard: Faust's consumer runs in a thread that is no daemon, and some of its tasks do not heed their
+    cancellation; a worker that could not drain would wait for them for ever, as closing the loop would. What was not
+    acknowledged is delivered to the next worker.
+    """
     loops = importlib.import_module("asyncio" if sys.platform == "win32" else "uvloop")
-    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
-        runner.run(service.run())
+    loop = loops.new_event_loop()
+    asyncio.set_event_loop(loop)
+    code = 1
+    try:
+        loop.run_until_complete(service.run())
+        code = 0
+    except _EXPECTED as error:
+        _print_error(error)
+    except Exception:  # whatever it is, it is said, and the process ends
+        logging.getLogger("emostream").exception("the worker failed")
+    finally:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _print_error(error: Exception) -> None:
+    Console(stderr=True).print("[red]error:[/]", Text(str(error)), highlight=False)
 
 
 if __name__ == "__main__":

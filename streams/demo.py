@@ -98,6 +98,7 @@ def run_up(console: Console, *, stopping: threading.Event) -> None:
             f"  emostream watch\n"
             f'  emostream publish "what a day"\n\nCtrl-C ends it; everything in it is then forgotten.',
             highlight=False,
+            soft_wrap=True,
         )
         while not stopping.wait(0.5):
             if worker.process.poll() is not None:

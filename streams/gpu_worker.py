@@ -210,7 +210,8 @@ class _Child:
         while not self._waiting or time.monotonic() - self._last_sign_s < deadline_s:  # noqa: ASYNC110  # a clock
             await asyncio.sleep(deadline_s / 10)
         _log.error("GPU worker %d gave no answer for %.1f s", self.pid, deadline_s)
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it ended while it was being judged
+            self._process.kill()
 
     def _hand_out(self, message: object) -> None:
         self._last_sign_s = time.monotonic()

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import faust
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -72,46 +73,76 @@ class Worker:
             restarts=self._metrics.gpu_worker_restarts,
         )
 
+        self._started = False
+
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
 
         Raises:
             BrokerError: Kafka is away at the start, or refuses to create topics.
             ScorerUnusable: The model cannot be loaded.
-            StreamError: Faust gave up; what was not committed is delivered again to the next worker.
+            StreamError: The port is taken, or Faust gave up; what was not committed is delivered to the next worker.
         """
-        stopping = _stop_on_signals()
+        stopping = asyncio.Event()
+        serving = asyncio.create_task(self._serve(stopping))
+
+        def stop() -> None:
+            stopping.set()
+            if not self._started:  # a model may load for minutes, and there is nothing to drain yet
+                serving.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            await serving
+        except asyncio.CancelledError:
+            if not stopping.is_set():
+                raise
+            _log.info("stopped before it was ready")
+
+    async def _serve(self, stopping: asyncio.Event) -> None:
         async with contextlib.AsyncExitStack() as ending:
-            probes = ProbeServer(registry=self._registry, checks=self._checks)
-            ending.push_async_callback(probes.stop)
-            port = await probes.start(host=self._settings.http_host, port=self._settings.http_port)
-            self._on_listening(f"http://{self._settings.http_host}:{port}")
+            await self._start_probes(ending)
             await asyncio.to_thread(self._ensure_topics)
             ending.push_async_callback(self._gpu_worker.stop)
             pipeline = await self._build_pipeline(ending)
             app = build_app(self._settings, intake=self._take, offsets=self._offsets)
-            running = asyncio.create_task(
+            carrying = asyncio.create_task(
                 pipeline.run(self._batcher, batches_in_flight=self._settings.batches_in_flight)
             )
-            gauges = asyncio.create_task(self._keep_gauges())
-            ending.push_async_callback(_cancel, running, gauges)
-            ending.push_async_callback(self._drain, app, running)
+            ending.push_async_callback(_cancel, carrying, asyncio.create_task(self._keep_gauges()))
+            ending.push_async_callback(self._drain, app, carrying)
             await app.start()
-            crashed = asyncio.create_task(app.wait_until_stopped())
-            ending.push_async_callback(_cancel, crashed)
-            await asyncio.wait(
-                {asyncio.ensure_future(stopping.wait()), running, crashed},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            _log.info("stopping: no more records are taken, what was taken is answered and committed")
-            if running.done():
-                running.result()
-            if app.crash_reason or app.crashed:
-                raise StreamError(f"Faust gave up: {app.crash_reason!r}")
+            self._started = True
+            await self._until_the_end(stopping, app, carrying)
 
-    async def _drain(self, app: faust.App, running: "asyncio.Task[None]") -> None:
+    async def _until_the_end(self, stopping: asyncio.Event, app: faust.App, carrying: "asyncio.Task[None]") -> None:
+        """Wait until told to stop, or until Faust or the pipeline ends by itself, which is an error."""
+        told = asyncio.create_task(stopping.wait())
+        ended = asyncio.create_task(app.wait_until_stopped())
+        await asyncio.wait({told, ended, carrying}, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(told, ended)
+        if carrying.done():
+            carrying.result()
+        if app.crashed:
+            raise StreamError(f"Faust gave up: {app.crash_reason!r}")
+        _log.info("stopping: no more records are taken, what was taken is answered and committed")
+
+    async def _start_probes(self, ending: contextlib.AsyncExitStack) -> None:
+        host, port = self._settings.http_host, self._settings.http_port
+        probes = ProbeServer(registry=self._registry, checks=self._checks)
+        ending.push_async_callback(probes.stop)
+        try:
+            port = await probes.start(host=host, port=port)
+        except OSError as error:
+            raise StreamError(
+                f"{host}:{port} cannot be listened on ({error.strerror}); EMOSTREAM_HTTP_PORT=0 takes a free port"
+            ) from error
+        self._on_listening(f"http://{host}:{port}")
+
+    async def _drain(self, app: faust.App, carrying: "asyncio.Task[None]") -> None:
         """Stop Faust, which waits until what was taken is acknowledged and commits it."""
-        grace_s = 0.0 if running.done() else self._settings.stop_grace_s
+        grace_s = 0.0 if carrying.done() else self._settings.stop_grace_s
         try:
             async with asyncio.timeout(grace_s):
                 await app.stop()
@@ -182,14 +213,7 @@ class Worker:
             await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    return stopping
-
-
-async def _cancel(*tasks: "asyncio.Task[None]") -> None:
+async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

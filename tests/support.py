@@ -146,6 +146,31 @@ def running_worker(settings: Settings, log: Path, *, ready: bool = True) -> Iter
         process.wait()
 
 
+@contextlib.contextmanager
+def running_up(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """Run `emostream up`, and yield its process and the environment of a user beside it."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emostream.streams.cli", "up"],
+            env={**os.environ, "COLUMNS": "40"},  # what is to be copied must stay whole on a narrow terminal
+            stdout=sink,
+            stderr=sink,
+        )
+    try:
+        await_true(lambda: "Ctrl-C ends it" in log.read_text(), within_s=READY_S, what=log.read_text)
+        found = re.search(r"EMOSTREAM_KAFKA=(\S+) EMOSTREAM_REDIS=(\S+)", log.read_text())
+        assert found, log.read_text()
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        yield process, {**os.environ, "PATH": path, "EMOSTREAM_KAFKA": found[1], "EMOSTREAM_REDIS": found[2]}
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """Return settings as environment variables."""
     values = settings.model_dump(exclude_none=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import BROKERS, READY_S, Broker, await_true, make_settings, running_worker
+from support import BROKERS, READY_S, Broker, await_true, make_settings, running_up, running_worker
 
 from emostream.connectors.messages import decode_emotion, decode_post
 from emostream.streams.settings import settings_table
@@ -46,23 +46,8 @@ def test_every_block_of_commands_is_covered_here() -> None:
 @pytest.fixture(scope="module")
 def stack_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a user beside a running `emostream up`."""
-    log = tmp_path_factory.mktemp("up") / "log"
-    with (
-        log.open("wb") as sink,
-        subprocess.Popen([BIN / "emostream", "up"], stdout=sink, stderr=sink, cwd=ROOT) as process,
-    ):
-        try:
-            await_true(lambda: "Ctrl-C ends it" in log.read_text(), within_s=READY_S, what=log.read_text)
-            found = re.search(r"EMOSTREAM_KAFKA=(\S+) EMOSTREAM_REDIS=(\S+)", log.read_text())
-            assert found
-            yield {
-                **os.environ,
-                "PATH": f"{BIN}:{os.environ['PATH']}",
-                "EMOSTREAM_KAFKA": found[1],
-                "EMOSTREAM_REDIS": found[2],
-            }
-        finally:
-            process.terminate()
+    with running_up(tmp_path_factory.mktemp("up") / "log") as (_, environment):
+        yield environment
 
 
 def run(script: str, environment: dict[str, str], *, cwd: Path = ROOT) -> str:

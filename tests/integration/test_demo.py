@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import await_true
+from support import running_up
 
 COMMAND = [sys.executable, "-m", "emostream.streams.cli"]
 
@@ -46,20 +46,15 @@ def test_demo_accounts_for_all_300_posts_and_ends_cleanly() -> None:
 
 
 def test_up_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with log.open("wb") as sink, subprocess.Popen([*COMMAND, "up"], stdout=sink, stderr=sink) as process:
-        await_true(lambda: "Ctrl-C ends it" in log.read_text(), within_s=120, what=log.read_text)
-        found = re.search(r"EMOSTREAM_KAFKA=(\S+) EMOSTREAM_REDIS=(\S+)", log.read_text())
-        assert found
-        settings = {"EMOSTREAM_KAFKA": found[1], "EMOSTREAM_REDIS": found[2]}
-        published = subprocess.run(
-            [*COMMAND, "publish", "hello there"], env={**os.environ, **settings}, capture_output=True, text=True
-        )
-        assert published.returncode == 0, published.stderr
-        watched = subprocess.run(
-            [*COMMAND, "watch", "--from-beginning", "--count", "1"],
-            env={**os.environ, **settings}, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert published.stdout.strip() in watched.stdout
+    with running_up(tmp_path / "log") as (process, environment):
+
+        def emostream(*arguments: str) -> str:
+            done = subprocess.run(
+                [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=True
+            )
+            return done.stdout
+
+        post_id = emostream("publish", "hello there").strip()
+        assert post_id in emostream("watch", "--from-beginning", "--count", "1")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0

@@ -3,8 +3,12 @@
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -14,6 +18,7 @@ from support import (
     await_true,
     collect,
     collect_answers,
+    environment,
     make_posts,
     make_settings,
     publish,
@@ -179,3 +184,47 @@ def test_a_broken_checkpoint_ends_the_worker_with_its_name(stack: Stack, tmp_pat
     said = worker.log.read_text()
     assert "is no checkpoint: config.json is missing" in " ".join(said.split())
     assert "Traceback" not in said
+
+
+def test_a_worker_told_to_stop_while_its_model_loads_stops_at_once(stack: Stack, tmp_path) -> None:
+    settings = make_settings(Broker("embedded", stack.kafka), stack)
+    with running_worker(settings, tmp_path / "log", ready=False) as worker:
+        await_true(lambda: "metrics and probes" in worker.log.read_text(), within_s=60)
+        await_true(lambda: bool(worker.children()), within_s=60)
+        (child,) = worker.children()
+        assert worker.end() == 0
+    assert "stopped before it was ready" in worker.log.read_text()
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_taken_port_is_named(stack: Stack, tmp_path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        settings = make_settings(Broker("embedded", stack.kafka), stack).model_copy(update={"http_port": port})
+        with running_worker(settings, tmp_path / "log", ready=False) as worker:
+            assert worker.process.wait(60) == 1
+    assert f"127.0.0.1:{port} cannot be listened on" in " ".join(worker.log.read_text().split())
+
+
+def test_a_worker_whose_pipeline_fails_ends_with_an_error(settings: Settings, tmp_path) -> None:
+    """An error that nobody foresaw ends the process, loudly and soon; nothing was acknowledged, so nothing is lost."""
+    script = (
+        "from emostream.connectors.redis_sink import RedisSink\n"
+        "async def broken(self, answers):\n"
+        "    raise TypeError('nobody foresaw this')\n"
+        "RedisSink.write = broken\n"
+        "from emostream.streams.cli import main\n"
+        "main()\n"
+    )
+    posts = make_posts(50)
+    publish(settings, posts)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "worker"],
+        env={**os.environ, **environment(settings)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "nobody foresaw this" in done.stderr
+    with running_worker(settings, tmp_path / "log") as worker:
+        await_true(lambda: worker.metric("emostream_posts_out_total") == 50, within_s=60)
