@@ -31,7 +31,7 @@ from emostream.model.errors import ModelError
 from emostream.streams.errors import StreamError
 from emostream.streams.options import takes_settings
 from emostream.streams.settings import Settings
-from emostream.streams.show import answer_line
+from emostream.streams.show import answer_line, text_cells
 
 if TYPE_CHECKING:
     from emostream.streams.worker import Worker
@@ -135,7 +135,8 @@ def watch(
             sys.stdout.flush()
         else:
             try:
-                console.print(answer_line(decode_emotion(record.value or b"")))
+                answer = decode_emotion(record.value or b"")
+                console.print(answer_line(answer, text_cells=text_cells(console)), soft_wrap=True)
             except msgspec.DecodeError as error:
                 console.print(f"[red]{record.topic}/{record.partition}/{record.offset} is no answer: {error}[/]")
         if shown == count:

@@ -30,7 +30,7 @@ from emostream.connectors.messages import Emotion, decode_emotion, decode_post
 from emostream.connectors.producer import PostProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.streams.errors import StackError, StreamError
-from emostream.streams.show import EMOTION_STYLES, answer_line, dead_letter_line
+from emostream.streams.show import EMOTION_STYLES, answer_line, dead_letter_line, text_cells
 from emostream.streams.stack import Stack, embedded_stack, free_port
 
 POSTS_FILE = Path(__file__).parent / "demo_posts.jsonl"
@@ -200,7 +200,7 @@ def _read_back(
     """Show answers and dead letters until every row is accounted for."""
     result = DemoResult()
     texts = {post.id: post.text for post in _posts(rows)}
-    cells = max(30, console.width - 48)
+    cells = text_cells(console)
     silent_since_s = time.monotonic()
 
     def ended() -> bool:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,9 +50,7 @@ def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: Runnin
         for post in posts:
             stored_answer = decode_emotion(redis.hget(f"{prefix}emotion:{post.id}", "answer").encode())
             assert stored_answer == answers[post.id]
-        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*")]
-        counted = Counter({name: sum(int(t.get(name, 0)) for t in trends) for trend in trends for name in trend})
-        assert counted.total() == worker.metric("emostream_posts_out_total")
+    await_true(lambda: counted_posts(worker.settings) == worker.metric("emostream_posts_out_total"), within_s=20)
     await_true(
         lambda: worker.metric("emostream_posts_out_total") - before["emostream_posts_out_total"] == 120, within_s=10
     )
@@ -117,6 +114,13 @@ def test_a_killed_gpu_worker_loses_no_post_and_needs_no_restart(shared_worker: R
     assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == died + 1
 
 
+def counted_posts(settings: Settings) -> int:
+    """Return how many posts Redis has counted, over all minutes and sources."""
+    with Redis.from_url(settings.redis.get_secret_value(), decode_responses=True) as redis:
+        trends = [redis.hvals(key) for key in redis.keys(f"{settings.redis_prefix}trend:*")]
+    return sum(int(count) for trend in trends for count in trend)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_ends_in_mid_stream_loses_nothing(settings: Settings, number: signal.Signals, tmp_path) -> None:
     posts = make_posts(2000)
@@ -127,11 +131,10 @@ def test_a_worker_that_ends_in_mid_stream_loses_nothing(settings: Settings, numb
     assert code == (0 if number == signal.SIGTERM else -number)
     with running_worker(settings, tmp_path / "second"):
         records = collect_answers(settings, {post.id for post in posts})
+        # Redis is written after Kafka; that no post counts twice holds at any time.
+        await_true(lambda: counted_posts(settings) >= 2000, within_s=30)
     assert {record.key.decode() for record in records} == {post.id for post in posts}
-    with Redis.from_url(settings.redis.get_secret_value(), decode_responses=True) as redis:
-        prefix = settings.redis_prefix
-        trends = [redis.hgetall(key) for key in redis.keys(f"{prefix}trend:*")]
-        assert sum(int(count) for trend in trends for count in trend.values()) == 2000, "each post counts once"
+    assert counted_posts(settings) == 2000, "each post counts once"
     if number == signal.SIGTERM:
         assert len(records) == 2000, "a worker that drains answers nothing twice"
 
