@@ -1,11 +1,13 @@
 """What can go wrong at the edges.
 
-ConnectorError
-├── MalformedRecord   decoding a record of `posts`: its reason is the dead letter's
-├── BrokerError       creating topics, publishing: the broker is away or refuses
-└── SinkError         writing answers
-├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
-└── RecordRefused     one record can never be written (too large); carries which
+    ConnectorError
+    ├── MalformedRecord   decoding a record of `posts`: its reason is the dead letter's
+    ├── BrokerError       creating topics, publishing: the broker is away or refuses
+    └── SinkError         writing answers
+        ├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
+        └── RecordRefused     one record can never be written (too large); carries which
+
+The pipeline handles the two sink errors; everything else is said to the user.
 """
 
 

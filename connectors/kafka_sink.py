@@ -35,12 +35,9 @@ class KafkaWriter:
         topic: Where records go.
         bootstrap: Kafka's addresses, comma-separated.
         request_timeout_s: How long a delivery may take before the write counts as failed.
-        connection: Further settings of the connection (TLS, SASL), as aiokafka names them.
     """
 
-    def __init__(
-        self, *, topic: str, bootstrap: str, request_timeout_s: float = 30.0, connection: dict[str, Any]
-    ) -> None:
+    def __init__(self, *, topic: str, bootstrap: str, request_timeout_s: float = 30.0) -> None:
         self._topic = topic
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap,
@@ -50,7 +47,6 @@ class KafkaWriter:
             "compression_type": "gzip",
             "max_request_size": MOST_REQUEST_BYTES,
             "request_timeout_ms": int(request_timeout_s * 1000),
-            **connection,
         }
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
@@ -64,36 +60,32 @@ class KafkaWriter:
         """
         try:
             producer = await self._started()
-            deliveries = [await self._send(producer, position, *r) for position, r in enumerate(records)]
         except KafkaError as error:
             raise SinkUnavailable(f"{self._topic}: {error!r}") from error
-        outcomes = await asyncio.gather(*deliveries, return_exceptions=True)
+        outcomes = await self._deliver(producer, records)
         for position, outcome in enumerate(outcomes):
             if isinstance(outcome, MessageSizeTooLargeError):
-                raise RecordRefused(position, f"{self._topic}: {outcome!r}") from outcome
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                await self._drop(producer)
-                raise SinkUnavailable(f"{self._topic}: {outcome!r}") from outcome
+                # A broker refuses a whole request for one record in it: alone, each shows whether it is the one.
+                (outcomes[position],) = await self._deliver(producer, [records[position]])
+                if isinstance(outcomes[position], MessageSizeTooLargeError):
+                    raise RecordRefused(position, f"{self._topic}: {outcome!r}") from outcome
+        faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if faults:
+            await self._drop(producer)
+            raise SinkUnavailable(f"{self._topic}: {faults[0]!r}") from faults[0]
 
     async def close(self) -> None:
         """Flush and let go of the connection."""
         if self._producer is not None:
             await self._drop(self._producer)
 
-    async def _send(
-        self,
-        producer: AIOKafkaProducer,
-        position: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: list[tuple[str, bytes]],
-    ) -> "asyncio.Future[Any]":
-        try:
-            delivery: asyncio.Future[Any] = await producer.send(self._topic, value=value, key=key, headers=headers)
-        except MessageSizeTooLargeError as error:
-            raise RecordRefused(position, f"{self._topic}: {error!r}") from error
-        return delivery
+    async def _deliver(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> list[Any]:
+        """Send records, and return for each what the broker said, or the error that it met."""
+
+        async def deliver(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+            return await (await producer.send(self._topic, value=value, key=key, headers=headers))
+
+        return await asyncio.gather(*(deliver(*record) for record in records), return_exceptions=True)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
@@ -149,7 +141,7 @@ class KafkaSink:
 class KafkaDeadLetters:
     """Records that cannot be answered to `dead-letters`, under their own key."""
 
-    name = "kafka"
+    name = "dead_letters"
 
     def __init__(self, writer: KafkaWriter) -> None:
         self._writer = writer

@@ -7,7 +7,6 @@ after `flush`: `failed` counts those that did not.
 import logging
 import threading
 from types import TracebackType
-from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
@@ -31,16 +30,14 @@ class PostProducer:
     Args:
         bootstrap: Kafka's addresses, comma-separated.
         topic: Where posts go.
-        connection: Further settings of the connection, as kafka-python names them.
 
     Raises:
         BrokerError: On entering, when no broker answers.
     """
 
-    def __init__(self, *, bootstrap: str, topic: str, connection: dict[str, Any]) -> None:
+    def __init__(self, *, bootstrap: str, topic: str) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
-        self._connection = connection
         self._producer: KafkaProducer | None = None
         self._counting = threading.Lock()
         self._in_flight = threading.Semaphore(_MOST_IN_FLIGHT)
@@ -58,7 +55,6 @@ class PostProducer:
             compression_type="gzip",
             max_block_ms=int(_MOST_WAIT_S * 1000),
             delivery_timeout_ms=int(_MOST_WAIT_S * 1000),
-            **self._connection,
         )
         return self
 

@@ -32,7 +32,6 @@ def read_records(
     *,
     from_beginning: bool,
     stopping: Callable[[], bool],
-    connection: dict[str, Any],
     on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[Received]:
     """Yield the records of topics as they come, without a consumer group, until `stopping` says so.
@@ -42,13 +41,12 @@ def read_records(
         topics: What to read; they must exist.
         from_beginning: Whether to start with the oldest record or with the next one.
         stopping: Asked at least five times a second.
-        connection: Further settings of the connection, as kafka-python names them.
         on_ready: Told once the position is fixed: what is published from then on will be read.
 
     Raises:
         BrokerError: The broker is away, or a topic does not exist.
     """
-    consumer = connect(KafkaConsumer, bootstrap, **connection)
+    consumer = connect(KafkaConsumer, bootstrap)
     try:
         consumer.assign([TopicPartition(name, p) for name in topics for p in _partitions(consumer, name)])
         seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end

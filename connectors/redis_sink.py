@@ -15,13 +15,23 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from emostream.connectors.errors import SinkUnavailable
+from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.messages import Emotion, encode_emotion
 
 RECENT_ANSWERS = 10_000
 """Length of the `recent` stream: minutes of a busy day; at about 600 bytes each, 6 MB."""
 
+_REFUSED = -1
+
 _STORE = """
+local function fits(key, wanted)
+  local found = redis.call('TYPE', key).ok
+  return found == 'none' or found == wanted
+end
+if not fits(KEYS[1], 'hash') then return -1 end
+if not (fits(KEYS[2], 'hash') and fits(KEYS[3], 'stream')) then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' or ' .. KEYS[3] .. ' belongs to somebody else; set a prefix')
+end
 local known = redis.call('HMGET', KEYS[1], 'richness', 'ingested_ms', 'emotion', 'trend')
 if known[1] then
   local richer = tonumber(ARGV[1]) - tonumber(known[1])
@@ -62,6 +72,7 @@ class RedisSink:
 
         Raises:
             SinkUnavailable: Redis is away, or refuses to write.
+            RecordRefused: The key of an answer holds something of another type.
         """
         try:
             if not self._digest:
@@ -82,7 +93,9 @@ class RedisSink:
         pipeline = self._redis.pipeline(transaction=False)
         for answer in answers:
             pipeline.evalsha(self._digest, 3, *self._keys(answer), *self._arguments(answer))
-        await pipeline.execute()
+        for position, stored in enumerate(await pipeline.execute()):
+            if stored == _REFUSED:
+                raise RecordRefused(position, f"Redis: the key {self._keys(answers[position])[0]!r} is no hash")
 
     def _keys(self, answer: Emotion) -> tuple[str, str, str]:
         minute = answer.ingested_at.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M")

@@ -33,7 +33,11 @@ class AnswerSink(Protocol):
 
 
 class DeadLetterSink(Protocol):
-    """Takes what cannot be answered."""
+    """Takes what cannot be answered.
+
+    Attributes:
+        name: Metric label.
+    """
 
     name: str
 
@@ -67,7 +71,7 @@ class ListSink:
 class ListDeadLetters:
     """A dead-letter sink that is a list."""
 
-    name = "list"
+    name = "dead_letters"
 
     def __init__(self) -> None:
         self.letters: dict[str, DeadLetter] = {}

@@ -1,7 +1,6 @@
 """Which topics exist, and creating what is missing. Called when the worker starts and by `emostream topics`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from kafka import KafkaAdminClient
@@ -19,13 +18,13 @@ class TopicState(msgspec.Struct, frozen=True):
     partitions: int
 
 
-def describe_topics(bootstrap: str, names: Sequence[str], *, connection: dict[str, Any]) -> list[TopicState]:
+def describe_topics(bootstrap: str, names: Sequence[str]) -> list[TopicState]:
     """Return the state of each topic, in order.
 
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = connect(KafkaAdminClient, bootstrap, **connection)
+    admin = connect(KafkaAdminClient, bootstrap)
     try:
         return _describe(admin, names)
     except KafkaError as error:
@@ -34,9 +33,7 @@ def describe_topics(bootstrap: str, names: Sequence[str], *, connection: dict[st
         admin.close()
 
 
-def create_topics(
-    bootstrap: str, names: Sequence[str], *, partitions: int, replication: int, connection: dict[str, Any]
-) -> list[TopicState]:
+def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
     """Create the topics that are missing, leave the others alone, and return the state of all.
 
     Args:
@@ -44,12 +41,11 @@ def create_topics(
         names: The topics.
         partitions: Partitions of a new topic.
         replication: Replicas of a new topic; -1 takes the broker's default.
-        connection: Further settings of the connection, as kafka-python names them.
 
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = connect(KafkaAdminClient, bootstrap, **connection)
+    admin = connect(KafkaAdminClient, bootstrap)
     try:
         missing = [state.name for state in _describe(admin, names) if not state.partitions]
         for name in missing:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,22 +105,25 @@ def predict(
     from emostream.model.samples import LABELS, Scored
     from emostream.model.scorer import TextScorer
 
-    given = [line.rstrip("\n") for line in sys.stdin] if texts in (None, [], ["-"]) else list(texts or ())
-    given = [text for text in given if text.strip()]
+    if texts in (None, [], ["-"]):
+        texts = sys.stdin.buffer.read().decode(errors="replace").splitlines()
+    # What the shell hands over may hold bytes that are no UTF-8; they come as lone surrogates.
+    given = [text.encode(errors="replace").decode() for text in texts or () if text.strip()]
     if not given:
-        return
+        raise typer.BadParameter("there is no text to score", param_hint="TEXTS")
     outcomes = TextScorer.load(checkpoint or SHIPPED, device=device).score(given).outcomes
     table = Table("text", "emotion", "confidence", "next")
     for text, outcome in zip(given, outcomes, strict=True):
         if not isinstance(outcome, Scored):
-            raise typer.BadParameter(f"{text!r}: {outcome.error}")
+            Console(stderr=True).print(Text(f"{text}: {outcome.reason}: {outcome.error}"))
+            continue
         ranked = sorted(zip(outcome.scores, LABELS, strict=True), reverse=True)
         if as_json:
             scores = {label: round(score, 6) for score, label in ranked}
             line = {"text": text, "emotion": ranked[0][1], "scores": scores, "flags": outcome.flags}
             sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
         else:
-            table.add_row(text, ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}")
+            table.add_row(Text(text), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}")
     if not as_json:
         Console().print(table)
 

@@ -5,12 +5,25 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from emostream.model.errors import DeviceError
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def choose_device(wish: str) -> torch.device:
-    """Return the device for a wish: `auto` takes CUDA when there is one, anything else is torch's own name."""
+    """Return the device for a wish: `auto` takes CUDA when there is one, anything else is torch's own name.
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wish)
+    try:
+        device = torch.device(wish)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says both, of an unknown name and of a missing device
+        raise DeviceError(f"device {wish!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def choose_precision(wish: str, device: torch.device) -> torch.dtype:
@@ -22,7 +35,9 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
     if wish == "auto":
         native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_computes_bf16()
         return torch.bfloat16 if native else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
+    if wish not in _PRECISIONS:
+        raise DeviceError(f"precision {wish!r} is not known; there are auto, {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[wish]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

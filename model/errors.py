@@ -2,6 +2,7 @@
 
     ModelError
     ├── CheckpointError   loading or saving a checkpoint folder: missing, incomplete, wrong version
+    ├── DeviceError       choosing where to compute: no such device or precision
     ├── DatasetError      reading a data set: missing file, malformed row (says file, line, expectation)
     └── RecipeError       reading a training recipe: unknown key, wrong type, impossible value
 
@@ -20,6 +21,12 @@ class CheckpointError(ModelError):
     """A checkpoint folder cannot be used."""
 
     reason = "checkpoint"
+
+
+class DeviceError(ModelError):
+    """There is no such device or precision here."""
+
+    reason = "device"
 
 
 class DatasetError(ModelError):

@@ -1,13 +1,13 @@
 """The Faust shell: records of `posts` in as raw bytes, partitions and commits reported. Nothing else happens in it.
 
-What of Faust is used, and what is not, follows from what was seen to lose data (shared notes on Faust 0.15.3): no
+What of Faust 0.15.3 is used, and what is not, follows from what was seen to lose data (docs/decisions/0006): no
 `take()`, no tables, no transactions, no serialisers, no `concurrency`, no exception out of an agent, and every
 acknowledgement by hand, in order (`offsets`).
 """
 
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -40,13 +40,16 @@ class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
             self._offsets.committed((tp.topic, tp.partition), next_offset)
 
 
-def build_app(settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder) -> faust.App:
+def build_app(
+    settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder, scratch: Path
+) -> faust.App:
     """Build the Faust app; `start` and `stop` it like any service.
 
     Args:
         settings: Where Kafka is and how to talk to it.
         intake: Takes each record; its waiting is what stops consumption.
         offsets: Hears of assigned and revoked partitions and of commits.
+        scratch: A folder that Faust writes into, even where no table uses it.
     """
     app = faust.App(
         settings.group,
@@ -63,7 +66,7 @@ def build_app(settings: Settings, *, intake: Callable[[Record], Awaitable[None]]
         topic_disable_leader=True,
         topic_allow_declare=False,
         web_enabled=False,
-        datadir=tempfile.mkdtemp(prefix="emostream-faust-"),  # Faust makes one even where no table uses it
+        datadir=str(scratch),
         monitor=CommitMonitor(offsets),
     )
     topic = app.topic(

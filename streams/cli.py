@@ -22,7 +22,7 @@ from rich.text import Text
 
 from emostream.connectors.errors import ConnectorError
 from emostream.connectors.jsonl import MalformedRow, Pace, Tally, bounded_lines, ingest_lines, lines_until
-from emostream.connectors.messages import Post, decode_emotion, encode_post
+from emostream.connectors.messages import Post, decode_emotion, decode_post, encode_post
 from emostream.connectors.producer import PostProducer
 from emostream.connectors.reader import read_records
 from emostream.connectors.topics import create_topics, describe_topics
@@ -60,7 +60,7 @@ _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 
 @app.command()
 def demo(
-    rate: Annotated[float, typer.Option(help="Posts per second to play in; 0 is as fast as it goes.")] = 40.0,
+    rate: Annotated[float, typer.Option(min=0, help="Posts per second to play in; 0 is as fast as it goes.")] = 40.0,
 ) -> None:
     """See it run: embedded broker and Redis, a worker, 300 posts played in, answers as they come, a summary."""
     from emostream.streams.demo import run_demo
@@ -104,9 +104,13 @@ def publish(
     source: Annotated[str | None, typer.Option(help="Where it was posted.")] = None,
 ) -> None:
     """Publish one post, and print its id."""
-    post = Post(id=post_id or uuid.uuid4().hex, text=text, source=source)
+    try:
+        value = encode_post(Post(id=post_id or uuid.uuid4().hex, text=text, source=source))
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("the text is not UTF-8", param_hint="TEXT") from error
+    post = decode_post(value)  # what the worker would refuse is refused here
     with _producer(settings) as producer:
-        producer.publish(key=post.id, value=encode_post(post))
+        producer.publish(key=post.id, value=value)
         producer.flush()
     sys.stdout.write(f"{post.id}\n")
 
@@ -117,7 +121,7 @@ def watch(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as it stands in Kafka.")] = False,
     from_beginning: Annotated[bool, typer.Option(help="Start with the oldest answer.")] = False,
-    count: Annotated[int, typer.Option(help="End after so many answers; 0 goes on until Ctrl-C.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="End after so many answers; 0 goes on until Ctrl-C.")] = 0,
 ) -> None:
     """Show answers as they come."""
     stopping = _stop_on_signals()
@@ -127,7 +131,6 @@ def watch(
         [settings.emotions_topic],
         from_beginning=from_beginning,
         stopping=stopping.is_set,
-        connection=settings.kafka_connection,
     )
     for shown, record in enumerate(records, start=1):
         if as_json:
@@ -148,7 +151,7 @@ def watch(
 def ingest_jsonl(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="File with one post (a JSON object) a line; - is standard input.")],
-    rate: Annotated[float, typer.Option(help="Most posts per second; 0 is as fast as Kafka takes them.")] = 0.0,
+    rate: Annotated[float, typer.Option(min=0, help="Most posts per second; 0 is as fast as Kafka takes them.")] = 0.0,
     unchecked: Annotated[
         bool,
         typer.Option(help="Publish malformed rows as well; the worker turns them into dead letters."),
@@ -172,7 +175,7 @@ def ingest_jsonl(
         for tally in ingest_lines(
             lines_until(stopping.is_set, bounded_lines(stream)),
             producer=producer,
-            pace=Pace(rate or None),
+            pace=Pace(rate or None, sleep=stopping.wait),
             on_malformed=report,
             checked=not unchecked,
         ):
@@ -194,7 +197,6 @@ def topics_create(settings: Settings) -> None:
         _topic_names(settings),
         partitions=settings.partitions,
         replication=settings.replication,
-        connection=settings.kafka_connection,
     )
     for state in states:
         sys.stdout.write(f"{state.name}: {state.partitions} partitions\n")
@@ -205,7 +207,7 @@ def topics_create(settings: Settings) -> None:
 def topics_describe(settings: Settings) -> None:
     """Say which topics exist, and with how many partitions."""
     table = Table("topic", "partitions")
-    for state in describe_topics(settings.kafka, _topic_names(settings), connection=settings.kafka_connection):
+    for state in describe_topics(settings.kafka, _topic_names(settings)):
         table.add_row(state.name, str(state.partitions) if state.partitions else "[red]missing[/]")
     Console().print(table)
 
@@ -224,18 +226,18 @@ def _topic_names(settings: Settings) -> list[str]:
 
 
 def _producer(settings: Settings) -> PostProducer:
-    return PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic, connection=settings.kafka_connection)
+    return PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic)
 
 
 def _stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and Ctrl-C set; a second signal ends the process at once."""
+    """Return an event that SIGTERM, Ctrl-C and a closed terminal set; a second signal ends the process at once."""
     stopping = threading.Event()
 
     def stop(number: int, _frame: object) -> None:
         stopping.set()
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     return stopping
 

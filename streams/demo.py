@@ -6,17 +6,18 @@ row of its file.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from threading import Event
 
 import msgspec
 import numpy as np
@@ -31,10 +32,13 @@ from emostream.connectors.producer import PostProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.streams.errors import StackError, StreamError
 from emostream.streams.show import EMOTION_STYLES, answer_line, dead_letter_line, text_cells
-from emostream.streams.stack import Stack, embedded_stack, free_port
+from emostream.streams.stack import Stack, child_process, embedded_stack
 
 POSTS_FILE = Path(__file__).parent / "demo_posts.jsonl"
 """300 posts in our own words, eight of them malformed on purpose."""
+
+_ADDRESS = re.compile(r"metrics and probes: (http://\S+)/metrics")
+_KEPT_SETTINGS = ("EMOSTREAM_DEVICE", "EMOSTREAM_PRECISION", "EMOSTREAM_THREADS", "EMOSTREAM_LOG_LEVEL")
 
 _READY_S = 180.0
 _SILENCE_S = 60.0
@@ -46,11 +50,16 @@ _BAR_CELLS = 40
 
 
 class RunningWorker(msgspec.Struct, frozen=True):
-    """A worker process, and where its log and its probes are."""
+    """A worker process and its log."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
-    address: str
+
+    @property
+    def address(self) -> str | None:
+        """Where its metrics and probes are; None until its log says so."""
+        found = _ADDRESS.search(self.log.read_text(errors="replace"))
+        return found[1] if found else None
 
 
 class DemoResult(msgspec.Struct):
@@ -64,7 +73,7 @@ class DemoResult(msgspec.Struct):
     last_s: float = 0.0
 
 
-def run_demo(console: Console, *, rate: float, stopping: threading.Event) -> None:
+def run_demo(console: Console, *, rate: float, stopping: Event) -> None:
     """Run the demo, to its end or until told to stop.
 
     Raises:
@@ -73,25 +82,22 @@ def run_demo(console: Console, *, rate: float, stopping: threading.Event) -> Non
     """
     rows = POSTS_FILE.read_bytes().splitlines()
     with _stack_and_worker(console, stopping) as (stack, worker):
-        console.print(
-            f"playing {len(rows)} posts into [bold]{messages.POSTS}[/], reading [bold]{messages.EMOTIONS}[/]\n"
-        )
-        feeding = threading.Thread(target=_feed, args=(stack, rate), daemon=True)
-        feeding.start()
-        result = _read_back(console, stack, worker, rows, stopping)
-    if stopping.is_set():
+        result = None if stopping.is_set() else _play(console, stack, worker, rows, rate=rate, stopping=stopping)
+    if result is None or stopping.is_set():
         console.print("stopped")
         return
     _print_summary(console, result, rows=len(rows), rate=rate)
 
 
-def run_up(console: Console, *, stopping: threading.Event) -> None:
+def run_up(console: Console, *, stopping: Event) -> None:
     """Run the stack and a worker until told to stop.
 
     Raises:
         StackError: Something of the stack does not start, or the worker ended.
     """
     with _stack_and_worker(console, stopping) as (stack, worker):
+        if stopping.is_set():
+            return
         console.print(
             f"\nready. In another terminal:\n\n"
             f"  export EMOSTREAM_KAFKA={stack.kafka} EMOSTREAM_REDIS={stack.redis}\n"
@@ -106,7 +112,7 @@ def run_up(console: Console, *, stopping: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _stack_and_worker(console: Console, stopping: threading.Event) -> Iterator[tuple[Stack, RunningWorker]]:
+def _stack_and_worker(console: Console, stopping: Event) -> Iterator[tuple[Stack, RunningWorker]]:
     with contextlib.ExitStack() as ending:
         with console.status("starting broker and Redis"):
             stack = ending.enter_context(embedded_stack())
@@ -116,52 +122,40 @@ def _stack_and_worker(console: Console, stopping: threading.Event) -> Iterator[t
         with console.status("starting the worker and its model"):
             worker = ending.enter_context(_running_worker(stack))
             _await_ready(worker, stopping)
-        console.print(f"worker ready: {worker.address}/metrics")
+        if not stopping.is_set():
+            console.print(f"worker ready: {worker.address}/metrics")
         yield stack, worker
 
 
 @contextlib.contextmanager
 def _running_worker(stack: Stack) -> Iterator[RunningWorker]:
-    port = free_port(8008)
-    with tempfile.TemporaryDirectory(prefix="emostream-") as folder:
-        log = Path(folder) / "worker.log"
-        with log.open("wb") as sink:
-            process = _start_worker(stack, port, sink)
-        try:
-            yield RunningWorker(process=process, log=log, address=f"http://127.0.0.1:{port}")
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _start_worker(stack: Stack, port: int, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    # What is set for another worker (topics, a checkpoint) is not meant for this one; where it runs, is.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMOSTREAM_")}
+    kept = {name: os.environ[name] for name in _KEPT_SETTINGS if name in os.environ}
     settings = {
         "EMOSTREAM_KAFKA": stack.kafka,
         "EMOSTREAM_REDIS": stack.redis,
-        "EMOSTREAM_HTTP_PORT": str(port),
+        "EMOSTREAM_HTTP_PORT": "0",
         # The embedded broker lets a member join after half a session timeout: a short one starts sooner.
         "EMOSTREAM_SESSION_TIMEOUT_S": "2",
     }
-    return subprocess.Popen(  # our own command
-        [sys.executable, "-m", "emostream.streams.cli", "worker"],
-        env={**os.environ, **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    environment = {**inherited, **kept, **settings}
+    command = [sys.executable, "-m", "emostream.streams.cli", "worker"]
+    with tempfile.TemporaryDirectory(prefix="emostream-") as folder:
+        log = Path(folder) / "worker.log"
+        with (
+            log.open("wb") as sink,
+            child_process(command, stop_s=_STOP_S, output=sink, environment=environment) as process,
+        ):
+            yield RunningWorker(process=process, log=log)
 
 
-def _await_ready(worker: RunningWorker, stopping: threading.Event) -> None:
+def _await_ready(worker: RunningWorker, stopping: Event) -> None:
     deadline_s = time.monotonic() + _READY_S
     while time.monotonic() < deadline_s and not stopping.is_set():
         if worker.process.poll() is not None:
             raise StackError(f"the worker ended before it was ready:\n{_last_lines(worker.log)}")
-        if _says_yes(f"{worker.address}/readyz"):
+        if worker.address and _says_yes(f"{worker.address}/readyz"):
             return
         time.sleep(0.1)
     if not stopping.is_set():
@@ -176,26 +170,43 @@ def _says_yes(url: str) -> bool:
         return False
 
 
-def _feed(stack: Stack, rate: float) -> None:
+def _play(
+    console: Console, stack: Stack, worker: RunningWorker, rows: Sequence[bytes], *, rate: float, stopping: Event
+) -> DemoResult:
+    """Play the posts in, from a thread, and show what comes back."""
+    console.print(f"playing {len(rows)} posts into [bold]{messages.POSTS}[/], reading [bold]{messages.EMOTIONS}[/]\n")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        feeding = pool.submit(_feed, stack, rate, stopping)
+
+        def stopped() -> bool:
+            return stopping.is_set() or (feeding.done() and feeding.exception() is not None)
+
+        result = _read_back(console, stack, worker, rows, stopped)
+        feeding.result()
+    return result
+
+
+def _feed(stack: Stack, rate: float, stopping: Event) -> None:
     """Play the demo's posts in, malformed ones as they stand."""
 
     def leave_to_the_worker(_row: MalformedRow) -> None:
         """Say nothing: the row comes back as a dead letter."""
 
     with (
-        PostProducer(bootstrap=stack.kafka, topic=messages.POSTS, connection={}) as producer,
+        PostProducer(bootstrap=stack.kafka, topic=messages.POSTS) as producer,
         POSTS_FILE.open("rb") as stream,
     ):
         for _ in ingest_lines(
-            bounded_lines(stream), producer=producer, pace=Pace(rate or None),
+            bounded_lines(stream), producer=producer, pace=Pace(rate or None, sleep=stopping.wait),
             on_malformed=leave_to_the_worker, checked=False,
         ):  # fmt: skip
-            pass
+            if stopping.is_set():
+                break
         producer.flush()
 
 
 def _read_back(
-    console: Console, stack: Stack, worker: RunningWorker, rows: Sequence[bytes], stopping: threading.Event
+    console: Console, stack: Stack, worker: RunningWorker, rows: Sequence[bytes], stopped: Callable[[], bool]
 ) -> DemoResult:
     """Show answers and dead letters until every row is accounted for."""
     result = DemoResult()
@@ -205,18 +216,18 @@ def _read_back(
 
     def ended() -> bool:
         return (
-            stopping.is_set()
+            stopped()
             or len(result.seen) == len(rows)
             or worker.process.poll() is not None
             or time.monotonic() - silent_since_s > _SILENCE_S
         )
 
     for record in read_records(
-        stack.kafka, [messages.EMOTIONS, messages.DEAD_LETTERS], from_beginning=True, stopping=ended, connection={}
+        stack.kafka, [messages.EMOTIONS, messages.DEAD_LETTERS], from_beginning=True, stopping=ended
     ):
         silent_since_s = time.monotonic()
         _take_in(result, record, console=console, texts=texts, cells=cells)
-    if len(result.seen) < len(rows) and not stopping.is_set():
+    if len(result.seen) < len(rows) and not stopped():
         raise StreamError(
             f"{len(rows) - len(result.seen)} of {len(rows)} posts are neither answered nor dead letters:\n"
             f"{_last_lines(worker.log)}"

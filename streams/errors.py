@@ -1,10 +1,12 @@
 """What can go wrong in the stream.
 
-StreamError
-├── ScorerGone        the GPU worker died or missed its deadline while a batch was with it (retriable)
-├── ScoringFailed     the model raised on a batch: the pipeline splits it to find the post
-├── ScorerUnusable    the GPU worker ends before it is ready, again and again: the worker gives up
-└── StackError        the embedded broker or Redis does not start
+    StreamError
+    ├── ScorerGone        the GPU worker died, or missed its deadline, while it had a batch (retriable)
+    ├── ScoringFailed     the model raised on a batch: the pipeline splits it to find the post
+    ├── ScorerUnusable    the GPU worker ends before it is ready for the first time: the worker ends, too
+    └── StackError        the embedded broker or Redis does not start
+
+A plain StreamError ends the worker: a port that is taken, a Faust that gave up.
 """
 
 
@@ -16,10 +18,18 @@ class StreamError(Exception):
 
 
 class ScorerGone(StreamError):
-    """The GPU worker died or missed its deadline; the batch may be sent again."""
+    """The GPU worker died or missed its deadline; the batch may be sent again.
+
+    Args:
+        suspect: Whether it was working on this very batch; the batches behind it are not to blame.
+    """
 
     reason = "scorer_gone"
     retriable = True
+
+    def __init__(self, *, suspect: bool) -> None:
+        super().__init__("the GPU worker ended")
+        self.suspect = suspect
 
 
 class ScoringFailed(StreamError):

@@ -61,7 +61,21 @@ def _answer(scorer: "TextScorer", request_id: int, batch: "PreparedBatch | Excep
         return Reply(id=request_id, batch=scorer.compute(batch))
     except Exception as error:  # noqa: BLE001  # the model may raise anything; the parent decides what follows
         _log.warning("the model raised on a batch: %s", type(error).__name__)
+        _end_unless_sound(scorer)
         return Fault(id=request_id, error=f"{type(error).__name__}: {error}")
+
+
+def _end_unless_sound(scorer: "TextScorer") -> None:
+    """End the process if it cannot even score what it scored at its start.
+
+    A device that has failed for good raises on every batch; no post is to blame for that. The next process is ready
+    only when its device works.
+    """
+    try:
+        scorer.warm_up()
+    except Exception:  # noqa: BLE001  # said in the log; the parent starts another process
+        _log.exception("the device or the model has failed; ending")
+        os._exit(1)
 
 
 def _prepare(

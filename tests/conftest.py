@@ -79,7 +79,6 @@ def settings(broker: Broker, stack: Stack) -> Settings:
         [chosen.posts_topic, chosen.emotions_topic, chosen.dead_letters_topic],
         partitions=PARTITIONS,
         replication=-1,
-        connection={},
     )
     return chosen
 

@@ -191,7 +191,7 @@ def publish(settings: Settings, posts: Iterable[Post]) -> None:
 
 def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]]) -> None:
     """Publish keys and values as they are."""
-    with PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic, connection={}) as producer:
+    with PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic) as producer:
         for key, value in records:
             producer.publish(key=key, value=value)
         producer.flush()
@@ -208,7 +208,6 @@ def collect(
         [settings.emotions_topic, settings.dead_letters_topic],
         from_beginning=True,
         stopping=lambda: done(received) or time.monotonic() > deadline_s,
-        connection={},
     )
     for record in records:
         received.append(record)  # noqa: PERF402  # `done` looks at the list while it grows

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from support import collect
+from support import await_true, collect
 
-from emostream.connectors.errors import SinkUnavailable
+from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.messages import (
     DeadLetter,
@@ -62,7 +62,7 @@ def _list_sink(_settings: Settings) -> SinkUnderTest:
 
 
 def _kafka_sink(settings: Settings) -> SinkUnderTest:
-    writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka, connection={})
+    writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka)
 
     def read(count: int) -> Mapping[str, Emotion]:
         received = collect(settings, lambda records: len({r.key for r in records}) >= count, within_s=20)
@@ -117,7 +117,7 @@ async def test_any_id_and_source_can_be_written(under_test: SinkUnderTest) -> No
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 async def test_a_service_that_is_away_is_unavailable(kind: str) -> None:
     port = free_port(0)
-    writer = KafkaWriter(topic="t", bootstrap=f"127.0.0.1:{port}", connection={})
+    writer = KafkaWriter(topic="t", bootstrap=f"127.0.0.1:{port}")
     sink: AnswerSink = (
         KafkaSink(writer) if kind == "kafka" else RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
     )
@@ -175,12 +175,28 @@ class TestRedis:
     ) -> None:
         with redis.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{settings.redis_prefix}emotions")
-            channel.get_message(timeout=2)
+            await_true(lambda: redis.pubsub_numsub(f"{settings.redis_prefix}emotions")[0][1] == 1, within_s=5)
             await sink.write([make_answer("a")])
             await sink.write([make_answer("a"), make_answer("b")])
-            heard = [channel.get_message(timeout=2) for _ in range(2)]
+            heard = [channel.get_message(timeout=2) for _ in range(3)]  # the first is the subscription's own
             assert [decode_emotion(m["data"].encode()).post_id for m in heard if m] == ["a", "b"]
             assert channel.get_message(timeout=0.2) is None
+
+    async def test_a_key_that_somebody_else_uses_refuses_its_post_alone(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        redis.set(f"{settings.redis_prefix}emotion:b", "not ours")
+        with pytest.raises(RecordRefused) as refused:
+            await sink.write([make_answer("a"), make_answer("b"), make_answer("c")])
+        assert refused.value.position == 1
+
+    async def test_a_shared_key_of_another_type_stores_nothing(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        redis.set(f"{settings.redis_prefix}recent", "not ours")
+        with pytest.raises(SinkUnavailable, match="belongs to somebody else"):
+            await sink.write([make_answer("a")])
+        assert not redis.exists(f"{settings.redis_prefix}emotion:a")
 
     async def test_flushed_scripts_are_loaded_again(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
         await sink.write([make_answer("a")])
@@ -189,11 +205,36 @@ class TestRedis:
         assert redis.exists(f"{settings.redis_prefix}emotion:b")
 
 
+class TestKafka:
+    """What only Kafka does."""
+
+    async def test_a_producer_that_died_while_idle_is_replaced(self, settings: Settings) -> None:
+        writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka)
+        sink = KafkaSink(writer)
+        await sink.write([make_answer("a")])
+        await writer._producer._sender.close()  # its task is gone, and nobody was told
+        await writer._producer.stop()
+        with pytest.raises(SinkUnavailable):
+            await sink.write([make_answer("b")])
+        await sink.write([make_answer("b")])
+        await sink.close()
+        received = collect(settings, lambda records: {b"a", b"b"} <= {r.key for r in records}, within_s=20)
+        assert {record.key for record in received} == {b"a", b"b"}
+
+    async def test_of_many_answers_only_the_one_too_large_is_refused(self, settings: Settings) -> None:
+        sink = KafkaSink(KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka))
+        large = make_answer("large", flags=[uuid.uuid4().hex * 40_000])
+        with pytest.raises(RecordRefused) as refused:
+            await sink.write([make_answer("a"), large, make_answer("c")])
+        assert refused.value.position == 1
+        await sink.close()
+
+
 class TestDeadLetters:
     """Dead letters keep the record as it was."""
 
     async def test_key_value_and_headers_are_kept(self, settings: Settings) -> None:
-        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka, connection={})
+        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka)
         sink = KafkaDeadLetters(writer)
         why = DeadLetterHeaders(reason="not_json", error="because", origin="posts/3/7", failed_at=INGESTED)
         await sink.write([DeadLetter(b"k\xff", b"\x00v", (("trace", b"\x01"),), why), DeadLetter(None, None, (), why)])
@@ -210,7 +251,7 @@ class TestDeadLetters:
         }
 
     async def test_a_letter_too_large_for_kafka_is_cut_and_says_so(self, settings: Settings) -> None:
-        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka, connection={})
+        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka)
         sink = KafkaDeadLetters(writer)
         value = uuid.uuid4().bytes * (1024 * 1024 // 16)
         why = DeadLetterHeaders(reason="too_large", error="big", origin="posts/0/0", failed_at=INGESTED)

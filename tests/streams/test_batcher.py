@@ -79,4 +79,7 @@ async def test_cancelled_take_loses_nothing() -> None:
     waiting = asyncio.create_task(batcher.take())
     await asyncio.sleep(0.01)
     waiting.cancel()
-    assert len(batcher) == 1
+    await asyncio.gather(waiting, return_exceptions=True)
+    for offset in range(1, 10):
+        await batcher.put(make_item(offset, 1))
+    assert offsets(await asyncio.wait_for(batcher.take(), 5)) == list(range(10))

@@ -66,6 +66,55 @@ async def test_it_scores_survives_kill_and_hang_and_ends() -> None:
         os.kill(last, 0)
 
 
+async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model that raises on everything, its warm-up texts included, ends its process; the next one is sound."""
+    broken = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.path.exists(os.environ['BROKEN_DEVICE']):\n"
+        "    os.remove(os.environ['BROKEN_DEVICE'])\n"
+        "    from emostream.model.scorer import TextScorer\n"
+        "    compute, calls = TextScorer.compute, []\n"
+        "    def failing(self, batch):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) > 2:  # its warm-up went well\n"
+        "            raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        "        return compute(self, batch)\n"
+        "    TextScorer.compute = failing\n"
+    )
+    broken.touch()
+    monkeypatch.setenv("BROKEN_DEVICE", str(broken))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker, restarts = make_worker()
+    await worker.start()
+    with pytest.raises(ScorerGone):
+        await worker.score(["hello"])
+    async with asyncio.timeout(120):
+        assert len((await score_until_answered(worker, ["hello"])).outcomes) == 1
+    assert restarts.labels("died")._value.get() == 1
+    await worker.stop()
+
+
+async def test_a_child_that_cannot_be_started_just_now_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = make_worker()
+    await worker.start()
+    real, tries = asyncio.create_subprocess_exec, []
+
+    async def failing_once(*arguments: object, **options: object) -> object:
+        tries.append(1)
+        if len(tries) == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing_once)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    async with asyncio.timeout(120):
+        assert len((await score_until_answered(worker, ["hello"])).outcomes) == 1
+    assert len(tries) == 2
+    await worker.stop()
+
+
 async def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     worker, _ = make_worker(msgspec.structs.replace(OPTIONS, checkpoint=str(tmp_path)))
     with pytest.raises(ScorerUnusable, match=r"config\.json is missing"):

@@ -47,6 +47,7 @@ def test_acknowledged_is_always_a_done_prefix(partitions: list[int], data: st.Da
 def test_uncommitted_time_counts_from_the_first_record_that_waits() -> None:
     now = [100.0]
     order = OffsetOrder(clock=lambda: now[0])
+    order.assigned([("posts", 0)])
     records = make_records([0, 0, 0], [])
     for record in records:
         order.take(record)
@@ -72,6 +73,18 @@ def test_revoked_partitions_are_no_longer_waited_for() -> None:
     order.revoked([("posts", 0)])
     assert order.uncommitted_s == 0
     assert order.partitions == {("posts", 1)}
+
+
+def test_a_record_that_is_done_after_its_partition_went_is_not_waited_for() -> None:
+    now = [0.0]
+    order = OffsetOrder(clock=lambda: now[0])
+    (record,) = make_records([0], [])
+    order.assigned([("posts", 0)])
+    order.take(record)
+    order.revoked([("posts", 0)])
+    order.done([record])
+    now[0] = 50.0
+    assert order.uncommitted_s == 0
 
 
 def test_a_record_delivered_again_after_a_rebalance_is_acknowledged_again() -> None:

@@ -131,7 +131,7 @@ class DyingScorer:
     async def score(self, texts: Sequence[str]) -> BatchOutcome:
         self._deaths -= 1
         if self._deaths >= 0 or (self._deadly and self._deadly in texts):
-            raise ScorerGone("killed")
+            raise ScorerGone(suspect=True)
         return await self._inner.score(texts)
 
 
@@ -147,6 +147,47 @@ async def test_a_post_that_kills_the_gpu_worker_again_and_again_dies_alone() -> 
     await scene.pipeline.carry(scene.items(posts("one", "killer", "three")))
     assert set(scene.answers.answers) == {"p0", "p2"}
     assert [letter.why.reason for letter in scene.dead.letters.values()] == ["kills_scorer"]
+
+
+async def test_neighbours_of_a_deadly_post_are_not_blamed() -> None:
+    """One process for all batches, as it is: its death fails every batch that is with it, but only one is to blame."""
+
+    class SharedProcess(HashedScorer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting: list[tuple[list[str], asyncio.Future[BatchOutcome]]] = []
+
+        async def score(self, texts: Sequence[str]) -> BatchOutcome:
+            answer: asyncio.Future[BatchOutcome] = asyncio.get_running_loop().create_future()
+            self.waiting.append((list(texts), answer))
+            asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._work()))
+            return await answer
+
+        async def _work(self) -> None:
+            if not self.waiting:
+                return
+            texts, answer = self.waiting[0]
+            if "killer" in texts:
+                gone, self.waiting = self.waiting, []
+                for place, (_, each) in enumerate(gone):
+                    each.set_exception(ScorerGone(suspect=place == 0))
+                return
+            self.waiting.pop(0)
+            answer.set_result(await super().score(texts))
+
+    scene = Scene(scorer=SharedProcess())
+    batcher = Batcher(most_posts=1, most_tokens=1000, max_wait_s=0, queue_posts=300)
+    running = asyncio.create_task(scene.pipeline.run(batcher, batches_in_flight=4))
+    texts = [f"fine {i}" for i in range(100)]
+    texts[50] = "killer"
+    for item in scene.items(posts(*texts)):
+        await batcher.put(item)
+    async with asyncio.timeout(20):
+        while len(scene.acknowledged) < 100:  # noqa: ASYNC110  # a list tells nobody that it grew
+            await asyncio.sleep(0.005)
+    running.cancel()
+    assert set(scene.dead.letters) == {"posts/0/50"}
+    assert len(scene.answers.answers) == 99
 
 
 async def test_a_score_that_is_no_number_is_a_dead_letter() -> None:
@@ -165,8 +206,9 @@ async def test_a_score_that_is_no_number_is_a_dead_letter() -> None:
 class FlakySink(ListSink):
     """Fails as told before each write, after having kept some of the answers or none."""
 
-    def __init__(self, faults: list[Callable[[], Exception]], keeps: int = 0) -> None:
+    def __init__(self, faults: list[Callable[[], Exception]], keeps: int = 0, name: str = "list") -> None:
         super().__init__()
+        self.name = name
         self._faults = faults
         self._keeps = keeps
 
@@ -180,11 +222,11 @@ class FlakySink(ListSink):
 @pytest.mark.parametrize("which", ["answers", "store"])
 @pytest.mark.parametrize("keeps", [0, 1])
 async def test_a_sink_that_is_away_is_written_to_again(which: str, keeps: int) -> None:
-    scene = Scene(**{which: FlakySink([lambda: SinkUnavailable("away")] * 2, keeps)})
+    name = {"answers": "kafka", "store": "redis"}[which]
+    scene = Scene(**{which: FlakySink([lambda: SinkUnavailable("away")] * 2, keeps, name=name)})
     await scene.pipeline.carry(scene.items(posts("one", "two")))
     assert set(scene.answers.answers) == set(scene.store.answers) == {"p0", "p1"}
-    label = {"answers": "kafka", "store": "redis"}[which]
-    assert scene.value("emostream_sink_errors_total", sink=label) == 2
+    assert scene.value("emostream_sink_errors_total", sink=name) == 2
 
 
 async def test_an_answer_that_kafka_refuses_becomes_a_dead_letter() -> None:
