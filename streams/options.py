@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from emostream.streams.settings import Settings, default_shown
@@ -43,7 +43,9 @@ def _settings(given: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         option = f"--{name.replace('_', '-')} (EMOSTREAM_{name.upper()})"
-        raise typer.BadParameter(f"{first['msg']}, not {first['input']!r}", param_hint=option) from error
+        secret = Settings.model_fields[name].annotation is SecretStr
+        found = "" if secret else f", not {first['input']!r}"
+        raise typer.BadParameter(f"{first['msg']}{found}", param_hint=option) from error
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

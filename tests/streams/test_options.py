@@ -25,6 +25,8 @@ def test_the_workers_help_shows_every_setting_with_default_and_variable() -> Non
         (["--batch-posts", "0"], {}, ["--batch-posts", "EMOSTREAM_BATCH_POSTS", "greater than or equal to 1"]),
         (["--http-port", "many"], {}, ["EMOSTREAM_HTTP_PORT", "many"]),
         ([], {"EMOSTREAM_PRECISION": "float8"}, ["EMOSTREAM_PRECISION", "float8"]),
+        (["--kafka", "kafka://host:9092"], {}, ["EMOSTREAM_KAFKA", "HOST:PORT"]),
+        (["--kafka", ""], {}, ["EMOSTREAM_KAFKA", "HOST:PORT"]),
     ],
 )
 def test_a_wrong_value_is_named(arguments: list[str], environment: dict[str, str], said: list[str]) -> None:
@@ -32,6 +34,13 @@ def test_a_wrong_value_is_named(arguments: list[str], environment: dict[str, str
     assert result.exit_code == 2
     for words in said:
         assert words in " ".join(result.output.split())
+
+
+def test_a_wrong_secret_is_named_but_not_shown() -> None:
+    result = run(app, ["worker", "--redis", "http://user:hunter2@host"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 2
+    assert "EMOSTREAM_REDIS" in result.output
+    assert "hunter2" not in result.output
 
 
 def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
