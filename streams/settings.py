@@ -57,7 +57,11 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes bfloat16 where the device computes it natively."
     )
-    threads: int = Field(0, ge=0, description="CPU threads of the model; 0 takes one for each core.")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads of the model; 0 takes one for each core. Workers on one machine must share them out.",
+    )
 
     max_wait_ms: float = Field(20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others.")
     batch_posts: int = Field(256, ge=1, description="Most posts of a batch.")
