@@ -42,7 +42,6 @@ class PostProducer:
         self._counting = threading.Lock()
         self._in_flight = threading.Semaphore(_MOST_IN_FLIGHT)
         self.sent = 0
-        self.confirmed = 0
         self.failed = 0
 
     def __enter__(self) -> "PostProducer":
@@ -99,8 +98,6 @@ class PostProducer:
 
     def _on_confirmed(self, _metadata: object) -> None:
         self._in_flight.release()
-        with self._counting:
-            self.confirmed += 1
 
     def _on_failed(self, error: BaseException) -> None:
         self._in_flight.release()

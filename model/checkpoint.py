@@ -15,7 +15,7 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from emostream.model.encoder import build_encoder, encoder_settings
+from emostream.model.encoder import build_encoder
 from emostream.model.errors import CheckpointError
 from emostream.model.network import TextEmotionModel
 from emostream.model.normalise import Normalisation
@@ -79,8 +79,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint folder; its card, if it has one, stays."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.tokenizer.save(folder / _TOKENIZER)
-    config = msgspec.structs.replace(checkpoint.config, encoder=encoder_settings(checkpoint.network.encoder))
-    (folder / _CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
+    (folder / _CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(checkpoint.config), indent=2) + b"\n")
     save_file(quantise_rows(checkpoint.network.state_dict()), folder / _WEIGHTS)
 
 
