@@ -25,6 +25,7 @@ Author = Annotated[str, Meta(max_length=256)]
 Language = Annotated[str, Meta(max_length=35)]
 Topics = Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)]
 EmotionLabel = Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+Modality = Literal["text", "voice"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -108,7 +109,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     emotion: EmotionLabel
     confidence: Share
     scores: Scores
-    modalities: list[Literal["text", "voice"]]
+    modalities: list[Modality]
     attributes: dict[str, Attribute]
     flags: list[str]
     model: Model

@@ -2,26 +2,21 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from emostream.model.evaluation import Evaluation
-    from emostream.model.samples import Outcome
-
-_SHORT_LABEL = 5
-"""Characters of a label above a column of the confusion matrix: seven columns fit a terminal of 80."""
+    from emostream.model.samples import Scored
+    from emostream.model.scorer import Item
 
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 …")]
 CheckpointFolder = Annotated[
@@ -30,127 +25,224 @@ CheckpointFolder = Annotated[
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Folder that the recipe's data sets and encoder lie under.")],
+    data: Annotated[Path, typer.Option(help="Folder that the recipe's data sets, encoder and weights lie under.")],
     out: Annotated[Path, typer.Option(help="Folder of this run; an interrupted run in it is gone on with.")],
     recipe: Annotated[
         Path | None, typer.Option(help="TOML recipe; the shipped model's own recipe if not given.")
     ] = None,
     device: Device = "auto",
+    folds: Annotated[
+        int, typer.Option(min=0, help="Cross-validate: divide speakers or sessions into so many folds, train each.")
+    ] = 0,
 ) -> None:
-    """Train a model by a recipe. The best epoch's checkpoint is OUT/best."""
+    """Train a model by a recipe: text, then voice, then both together.
+
+    The checkpoint is OUT/best, its figures are in OUT/figures, each stage's log, curve and state in a folder of its
+    own. With several GPUs: torchrun --nproc-per-node N --no-python emostream train …
+    """
     from emostream.model.recipe import SHIPPED_RECIPE, read_recipe
+    from emostream.model.report import cross_validation_table, print_evaluation
     from emostream.model.training import train as run_training
+    from emostream.model.training_loop import processes
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    settings = read_recipe(recipe or SHIPPED_RECIPE)
+    results: list[tuple[Evaluation, ...]] = []
+    with Progress(*columns, console=Console(stderr=True), disable=processes()[0] != 0) as bar:
         task = bar.add_task("reading data and encoder", total=None, loss=float("nan"))
+        for fold in range(folds) if folds else (None,):
 
-        def on_step(done: int, total: int, loss: float) -> None:
-            bar.update(task, description="training", completed=done, total=total, loss=loss)
+            def on_step(stage: str, done: int, total: int, loss: float, fold: int | None = fold) -> None:
+                name = stage if fold is None else f"fold {fold + 1} of {folds}, {stage}"
+                bar.update(task, description=name, completed=done, total=total, loss=loss)
 
-        progress = run_training(
-            read_recipe(recipe or SHIPPED_RECIPE), data=data, run=out, device=device, on_step=on_step
-        )
+            results.append(
+                run_training(
+                    settings,
+                    data=data,
+                    run=out if fold is None else out / f"fold-{fold + 1}",
+                    device=device,
+                    fold=None if fold is None else (fold, folds),
+                    on_step=on_step,
+                )
+            )
+    if processes()[0] != 0:
+        return
     console = Console()
-    for evaluation in progress.best.evaluations:
-        _print_evaluation(console, evaluation)
-    console.print(f"best epoch: {progress.best.epoch}; checkpoint: {out / 'best'}")
+    if not folds:
+        for evaluation in results[0]:
+            print_evaluation(console, evaluation)
+        console.print(f"checkpoint: {out / 'best'}, figures: {out / 'figures'}", soft_wrap=True)
+        return
+    tables = [cross_validation_table(list(of_one_task)) for of_one_task in zip(*results, strict=True)]
+    (out / "cross-validation.md").write_text("\n".join(tables), encoding="utf-8")
+    sys.stdout.write("\n".join(tables))
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help="goemotions or meld.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="goemotions, meld, ravdess, tess, emodb, iemocap, iemocap-merged, tweeteval/TASK, "
+            "or tweeteval for all seven of its tasks."
+        ),
+    ],
     data: Annotated[Path, typer.Option(help="Folder with the data set's published files.")],
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    path: Annotated[str, typer.Option(help="text, voice, fused, or auto: whatever an example has.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Write JSON, CSV, PNG and a Markdown report into this folder.")
+    ] = None,
     checkpoint: CheckpointFolder = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say how well a model does on a public data set.
 
-    Prints accuracy, macro-F1, precision, recall and F1 per class, the confusion matrix and the expected
-    calibration error.
+    Prints accuracy (which MM-EMOR calls UA), weighted accuracy, unweighted average recall, macro-F1, the metric of the
+    data set's authors, the expected calibration error, figures per class and the confusion matrix.
     """
     from emostream.model.checkpoint import SHIPPED
-    from emostream.model.datasets import read_dataset
-    from emostream.model.evaluation import evaluate_scores
-    from emostream.model.scorer import TextScorer
+    from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset
+    from emostream.model.judging import judge
+    from emostream.model.report import print_evaluation, write_reports
+    from emostream.model.scorer import EmotionScorer
 
-    dataset = read_dataset(task, data, split)
-    scorer = TextScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
-    outcomes: list[Outcome] = []
+    if path not in ("auto", "text", "voice", "fused"):
+        raise typer.BadParameter(f"{path!r}; there are auto, text, voice and fused", param_hint="--path")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
+    datasets = [read_dataset(name, data, split) for name in names]
+    scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
+    results: list[Evaluation] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        texts = [example.text for example in dataset.examples]
-        for start in bar.track(range(0, len(texts), 512), description="scoring"):
-            outcomes += scorer.score(texts[start : start + 512]).outcomes
-    result = evaluate_scores(dataset, _score_matrix(outcomes))
+        for dataset in datasets:
+            row = bar.add_task(dataset.name, total=len(dataset.examples))
+
+            def on_progress(done: int, _total: int, row: Any = row) -> None:
+                bar.update(row, completed=done)
+
+            results.append(judge(scorer, dataset, path=path, on_progress=on_progress))
+    if out is not None:
+        write_reports(results, out)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
-    else:
-        _print_evaluation(Console(), result)
+        sys.stdout.write(msgspec.json.encode(results if task == "tweeteval" else results[0]).decode() + "\n")
+        return
+    console = Console()
+    for result in results:
+        print_evaluation(console, result)
+    if task == "tweeteval":
+        console.print(f"[bold]all seven[/]: {sum(result.official.value for result in results) / len(results):.4f}")
 
 
 def predict(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to score; - reads one per line.")] = None,
+    clip: Annotated[
+        list[Path] | None, typer.Option(help="Recording to score (WAV, FLAC, Ogg, MP3, M4A, WebM).")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The first text and the first recording belong together, and so on.")
+    ] = False,
+    attributes: Annotated[
+        str, typer.Option(help="Further answers, separated by commas; sentiment,irony,offensive,hate if not given.")
+    ] = "",
     checkpoint: CheckpointFolder = None,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
 ) -> None:
-    """Score texts here and now, without Kafka."""
+    """Score texts and recordings here and now, without Kafka."""
     from emostream.model.checkpoint import SHIPPED
-    from emostream.model.samples import LABELS, Scored
-    from emostream.model.scorer import TextScorer
+    from emostream.model.samples import Scored
+    from emostream.model.scorer import EmotionScorer
 
-    if texts in (None, [], ["-"]):
+    clips = clip or []
+    if texts == ["-"] or not (texts or clips):
         texts = sys.stdin.buffer.read().decode(errors="replace").splitlines()
     # What the shell hands over may hold bytes that are no UTF-8; they come as lone surrogates.
     given = [text.encode(errors="replace").decode() for text in texts or () if text.strip()]
-    if not given:
+    if not given and not clips:
         raise typer.BadParameter("there is no text to score", param_hint="TEXTS")
-    outcomes = TextScorer.load(checkpoint or SHIPPED, device=device).score(given).outcomes
-    table = Table("text", "emotion", "confidence", "next")
-    for text, outcome in zip(given, outcomes, strict=True):
-        if not isinstance(outcome, Scored):
-            Console(stderr=True).print(Text(f"{text}: {outcome.reason}: {outcome.error}"))
-            continue
-        ranked = sorted(zip(outcome.scores, LABELS, strict=True), reverse=True)
-        if as_json:
-            scores = {label: round(score, 6) for score, label in ranked}
-            line = {"text": text, "emotion": ranked[0][1], "scores": scores, "flags": outcome.flags}
-            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-        else:
-            table.add_row(Text(text), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}")
-    if not as_json:
-        Console().print(table)
-
-
-def _score_matrix(outcomes: "list[Outcome]") -> "NDArray[np.float32]":
-    import numpy as np
-
-    from emostream.model.samples import LABELS, Scored
-
-    nothing = (0.0,) * len(LABELS)
-    return np.array([o.scores if isinstance(o, Scored) else nothing for o in outcomes], dtype=np.float32)
-
-
-def _print_evaluation(console: Console, result: "Evaluation") -> None:
-    console.print(
-        f"[bold]{result.task} {result.split}[/]: {result.n} texts with one label "
-        f"({result.n_ambiguous} with several are left out)\n"
-        f"accuracy {result.accuracy:.4f}   macro-F1 {result.macro_f1:.4f}   UAR {result.uar:.4f}   "
-        f"ECE {result.ece:.4f}\n"
-        f"{result.official.name} {result.official.value:.4f}"
-    )
-    classes = Table("class", "precision", "recall", "F1", "texts", box=SIMPLE)
-    confusion = Table("true \\ answer", *(label[:_SHORT_LABEL] for label in result.labels), box=SIMPLE)
-    for label, row in zip(result.labels, result.confusion, strict=True):
-        figures = result.per_class[label]
-        classes.add_row(
-            label, f"{figures.precision:.3f}", f"{figures.recall:.3f}", f"{figures.f1:.3f}", str(figures.support)
+    if together and len(given) != len(clips):
+        raise typer.BadParameter(
+            f"{len(given)} texts and {len(clips)} recordings make no pairs", param_hint="--together"
         )
-        confusion.add_row(label, *map(str, row))
-    console.print(classes, confusion)
+    wanted = tuple(filter(None, map(str.strip, attributes.split(","))))
+    scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, attributes=wanted)
+    asked = _pairs(given, clips) if together else [*((text, None) for text in given), *((None, file) for file in clips)]
+    readable, failed = _items(asked)
+    outcomes = scorer.score([item for _, item in readable]).outcomes
+    table = Table("what", "emotion", "confidence", "next", "further", "flags")
+    for (text, file), outcome in zip((question for question, _ in readable), outcomes, strict=True):
+        if not isinstance(outcome, Scored):
+            failed.append(f"{text or file}: {outcome.reason}: {outcome.error}")
+        elif as_json:
+            sys.stdout.write(_json_line(text, file, outcome) + "\n")
+        else:
+            table.add_row(*_table_row(text, file, outcome))
+    if table.rows:
+        Console().print(table)
+    for line in failed:
+        Console(stderr=True).print(Text(line), soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+_Question = tuple[str | None, Path | None]
+
+
+def _pairs(texts: Sequence[str], clips: Sequence[Path]) -> list[_Question]:
+    return list(zip(texts, clips, strict=True))
+
+
+def _items(questions: Sequence[_Question]) -> "tuple[list[tuple[_Question, Item]], list[str]]":
+    """Return what can be scored, and a line about each recording that cannot be read."""
+    from emostream.model.audio import decode_recording
+    from emostream.model.errors import AudioError
+    from emostream.model.scorer import Item
+
+    items: list[tuple[_Question, Item]] = []
+    failed: list[str] = []
+    for text, file in questions:
+        try:
+            items.append(((text, file), Item(text=text, recording=decode_recording(file) if file else None)))
+        except AudioError as error:
+            failed.append(f"{file}: {error.reason}: {error}")
+        except OSError as error:
+            failed.append(f"{file}: {error.strerror}")
+    return items, failed
+
+
+def _ranked(outcome: "Scored") -> list[tuple[float, str]]:
+    from emostream.model.samples import LABELS
+
+    return sorted(zip(outcome.scores, LABELS, strict=True), reverse=True)
+
+
+def _json_line(text: str | None, file: Path | None, outcome: "Scored") -> str:
+    ranked = _ranked(outcome)
+    line = {
+        **({"text": text} if text is not None else {}),
+        **({"clip": str(file)} if file is not None else {}),
+        "emotion": ranked[0][1],
+        "scores": {label: round(score, 6) for score, label in ranked},
+        "modalities": outcome.modalities,
+        "attributes": outcome.attributes,
+        "flags": outcome.flags,
+    }
+    return msgspec.json.encode(line).decode()
+
+
+def _table_row(text: str | None, file: Path | None, outcome: "Scored") -> list[RenderableType]:
+    ranked = _ranked(outcome)
+    further = ", ".join(f"{answer.label} {answer.confidence:.2f}" for answer in outcome.attributes.values())
+    what = " + ".join(filter(None, (text, file.name if file else None)))
+    return [
+        Text(what), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}", further,
+        ", ".join(outcome.flags),
+    ]  # fmt: skip

@@ -1,16 +1,19 @@
-"""Readers of the public data sets. Called by training and by `emostream evaluate`.
+"""Readers of the public data sets of texts, and what every reader gives. Called by training and by evaluation.
 
-A missing or malformed file says which file, which line and what was expected there.
+`read_dataset` finds the reader; those of recordings are in `speech_datasets`. A missing or malformed file says which
+file, which line and what was expected there.
 """
 
-import csv
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
+from sklearn.model_selection import GroupKFold
 
 from emostream.model.errors import DatasetError
-from emostream.model.samples import LABELS
+from emostream.model.samples import EMOTION, LABELS
 
 EKMAN = {
     "anger": "anger annoyance disapproval",
@@ -25,79 +28,221 @@ EKMAN = {
 
 _TO_EKMAN = {fine: label for label, fines in EKMAN.items() for fine in fines.split()}
 
+TWEETEVAL_TASKS = ("emotion", "hate", "irony", "offensive", "sentiment", "stance", "emoji")
+STANCE_TARGETS = ("abortion", "atheism", "climate", "feminist", "hillary")
+TWEET_EMOTION = "tweet_emotion"
+"""Head of TweetEval's emotion task, whose four classes are not our seven."""
 
-class Example(msgspec.Struct, frozen=True):
-    """One labelled text; `labels` are indices into `samples.LABELS`, more than one where raters named more."""
+SPLITS = ("train", "dev", "test")
 
-    text: str
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One labelled text, recording, or both.
+
+    Attributes:
+        labels: Indices into the classes of `head`; more than one where raters named more.
+        text: What was written or said, if known.
+        recording: File of the recording, if there is one.
+        head: Which question the labels answer.
+        group: Speaker or session; a fold never cuts a group in two.
+    """
+
     labels: tuple[int, ...]
+    text: str | None = None
+    recording: Path | None = None
+    head: str = EMOTION
+    group: str = ""
 
 
-class TextDataset(msgspec.Struct, frozen=True):
-    """One split of one data set."""
+class Dataset(msgspec.Struct, frozen=True):
+    """One split of one data set; `classes` names the classes of each head that its labels speak of."""
 
     name: str
     split: str
+    classes: dict[str, tuple[str, ...]]
     examples: tuple[Example, ...]
 
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts of a data set all of whose examples have one."""
+        return [example.text or "" for example in self.examples]
 
-def read_dataset(name: str, folder: Path, split: str) -> TextDataset:
+
+Reader = Callable[[Path, str], Dataset]
+
+
+def read_dataset(name: str, folder: Path, split: str) -> Dataset:
     """Read one split of a data set.
 
     Args:
-        name: One of `READERS`.
+        name: One of `readers()`.
         folder: Where its files lie.
-        split: `train`, `dev` or `test`.
+        split: `train`, `dev` (or `val`, which means the same) or `test`.
 
     Raises:
-        DatasetError: Unknown name, missing file or malformed row.
+        DatasetError: Unknown name or split, missing file or malformed row.
     """
-    if name not in READERS:
-        raise DatasetError(f"no reader for {name!r}; there are: {', '.join(READERS)}")
-    examples = tuple(READERS[name](folder, split))
-    if not examples:
+    split = "dev" if split == "val" else split
+    if name not in readers():
+        raise DatasetError(f"no reader for {name!r}; there are: {', '.join(readers())}")
+    if split not in SPLITS:
+        raise DatasetError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
+    dataset = readers()[name](folder, split)
+    if not dataset.examples:
         raise DatasetError(f"{name}: no example in split {split!r} under {folder}")
-    return TextDataset(name=name, split=split, examples=examples)
+    return dataset
 
 
-def _read_goemotions(folder: Path, split: str) -> Iterator[Example]:
+def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None) -> tuple[Dataset, Dataset]:
+    """Read what is learned from and what judges it: the published splits, or one fold.
+
+    Args:
+        name: One of `readers()`.
+        folder: Where its files lie.
+        fold: (which fold is held out, how many there are); a data set without groups keeps its published splits.
+    """
+    learned, held = read_dataset(name, folder, "train"), read_dataset(name, folder, "dev")
+    if fold is None or not all(example.group for example in learned.examples):
+        return learned, held
+    everything = [*learned.examples, *held.examples]
+    with contextlib.suppress(DatasetError):  # the published test split joins where it is there
+        everything += read_dataset(name, folder, "test").examples
+    parts = divide(list(dict.fromkeys(everything)), fold=fold[0], folds=fold[1])
+    return tuple(msgspec.structs.replace(learned, examples=part) for part in parts)  # type: ignore[return-value]
+
+
+def readers() -> dict[str, Reader]:
+    """Return the readers by the name that recipes and `emostream evaluate --task` use."""
+    # Not above: the readers of recordings are made of this module's words.
+    from emostream.model.speech_datasets import speech_readers
+
+    tweeteval = {f"tweeteval/{task}": partial(_read_tweeteval, task) for task in TWEETEVAL_TASKS}
+    return {
+        **tweeteval,
+        "goemotions": _read_goemotions,
+        "semeval2018_ec": _read_semeval2018_ec,
+        **speech_readers(),
+    }
+
+
+def divide(
+    dataset_examples: Sequence[Example], *, fold: int, folds: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Divide examples into those learned from and those held out, no group in both.
+
+    With as many groups as folds, fold k holds out the k-th group in sorted order: IEMOCAP's sessions, one by one.
+    With more, groups are dealt out so that folds are of about one size.
+
+    Args:
+        dataset_examples: Examples whose `group` is set.
+        fold: Which fold is held out, from 0.
+        folds: How many there are, at least 2.
+
+    Returns:
+        Learned from and held out, each in the order given.
+
+    Raises:
+        DatasetError: No such fold, or fewer groups than folds.
+    """
+    groups = [example.group for example in dataset_examples]
+    names = sorted(set(groups))
+    if not 0 <= fold < folds or folds < 2:
+        raise DatasetError(f"there is no fold {fold} of {folds}; folds are 2 or more and counted from 0")
+    if len(names) < folds:
+        raise DatasetError(f"{folds} folds need as many groups; found {len(names)}: {', '.join(map(repr, names))}")
+    if len(names) == folds:
+        held = {names[fold]}
+    else:
+        divided = list(GroupKFold(folds).split(groups, groups=groups))
+        held = {groups[i] for i in divided[fold][1]}
+    learned_from = tuple(example for example in dataset_examples if example.group not in held)
+    return learned_from, tuple(example for example in dataset_examples if example.group in held)
+
+
+def _read_tweeteval(task: str, folder: Path, split: str) -> Dataset:
+    """Read `TASK/SPLIT_text.txt`, `TASK/SPLIT_labels.txt` and `TASK/mapping.txt`; stance has a folder per target."""
+    head = TWEET_EMOTION if task == "emotion" else task
+    if task != "stance":
+        classes = {head: _tweeteval_classes(folder / task / "mapping.txt")}
+        examples = tuple(_tweeteval_examples(folder / task, split, head, classes[head]))
+    else:
+        names = _tweeteval_classes(folder / task / "mapping.txt")
+        classes = {f"stance/{target}": names for target in STANCE_TARGETS}
+        examples = tuple(
+            example
+            for target in STANCE_TARGETS
+            for example in _tweeteval_examples(folder / task / target, split, f"stance/{target}", names)
+        )
+    return Dataset(name=f"tweeteval/{task}", split=split, classes=classes, examples=examples)
+
+
+def _tweeteval_classes(file: Path) -> tuple[str, ...]:
+    lines = existing_file(file, "label number and name a line, tab-separated").read_text("utf-8").splitlines()
+    try:
+        return tuple(line.split("\t")[1].strip() for line in lines if line.strip())
+    except IndexError as error:
+        raise DatasetError(f"{file}: expected label number and name a line, tab-separated") from error
+
+
+def _tweeteval_examples(folder: Path, split: str, head: str, classes: tuple[str, ...]) -> Iterator[Example]:
+    published = "val" if split == "dev" else split
+    text_file = existing_file(folder / f"{published}_text.txt", "one tweet a line")
+    label_file = existing_file(folder / f"{published}_labels.txt", "one label number a line")
+    texts = _lines(text_file)
+    labels = label_file.read_text("utf-8").split()
+    if len(texts) != len(labels):
+        raise DatasetError(f"{text_file} has {len(texts)} lines and {label_file} {len(labels)}; expected as many")
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        if not (label.isdecimal() and int(label) < len(classes)):
+            raise DatasetError(f"{label_file}, line {number}: {label!r}; expected 0 to {len(classes) - 1}")
+        yield Example(text=text, labels=(int(label),), head=head)
+
+
+def _read_goemotions(folder: Path, split: str) -> Dataset:
     """Read `SPLIT.tsv` (text, comma-separated label ids, comment id) and `labels.txt`, 7 or 28 labels."""
-    names = _existing(folder / "labels.txt", "one label a line").read_text("utf-8").split()
+    names = existing_file(folder / "labels.txt", "one label a line").read_text("utf-8").split()
     ids = _label_ids(names, folder / "labels.txt")
-    file = _existing(folder / f"{split}.tsv", "text, label ids and comment id, tab-separated")
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    file = existing_file(folder / f"{split}.tsv", "text, label ids and comment id, tab-separated")
+    examples = tuple(
+        _goemotions_example(line, ids, where=f"{file}, line {number}")
+        for number, line in enumerate(_lines(file), start=1)
+    )
+    return Dataset(name="goemotions", split=split, classes={EMOTION: LABELS}, examples=examples)
+
+
+def _goemotions_example(line: str, ids: Sequence[int], *, where: str) -> Example:
+    fields = line.split("\t")
+    try:
+        text, marked = fields[0], [ids[int(field)] for field in fields[1].split(",")]
+    except (IndexError, ValueError) as error:
+        raise DatasetError(
+            f"{where}: expected text, label ids from 0 to {len(ids) - 1} and comment id, tab-separated"
+        ) from error
+    return Example(text=text, labels=tuple(sorted(set(marked))))
+
+
+def _read_semeval2018_ec(folder: Path, split: str) -> Dataset:
+    """Read `SPLIT.txt`: tab-separated, a header line, ID, Tweet and a column of 0 or 1 per emotion.
+
+    Tweets without any emotion are left out: there is no class for them.
+    """
+    file = existing_file(folder / f"{split}.txt", "a header line, then ID, Tweet and a column of 0 or 1 per emotion")
+    header, *lines = _lines(file)
+    classes = tuple(header.split("\t")[2:])
+    examples = []
+    for number, line in enumerate(lines, start=2):
         fields = line.split("\t")
-        try:
-            text, marked = fields[0], [ids[int(field)] for field in fields[1].split(",")]
-        except (IndexError, ValueError) as error:
-            raise DatasetError(
-                f"{file}, line {number}: expected text, label ids from 0 to {len(ids) - 1} and comment id, "
-                f"tab-separated"
-            ) from error
-        yield Example(text=text, labels=tuple(sorted(set(marked))))
+        if len(fields) != len(classes) + 2 or not set(fields[2:]) <= {"0", "1"}:
+            raise DatasetError(f"{file}, line {number}: expected ID, Tweet and {len(classes)} columns of 0 or 1")
+        labels = tuple(i for i, mark in enumerate(fields[2:]) if mark == "1")
+        if labels:
+            examples.append(Example(text=fields[1], labels=labels, head="semeval2018_ec"))
+    return Dataset("semeval2018_ec", split, {"semeval2018_ec": classes}, tuple(examples))
 
 
-def _read_meld(folder: Path, split: str) -> Iterator[Example]:
-    """Read `SPLIT_sent_emo.csv` as published (columns Utterance and Emotion are used)."""
-    file = _existing(folder / f"{split}_sent_emo.csv", "MELD's CSV with columns Utterance and Emotion")
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
-            raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
-        for row in rows:
-            emotion = (row["Emotion"] or "").strip().lower()
-            if emotion not in LABELS:
-                raise DatasetError(
-                    f"{file}, line {rows.line_num}: Emotion is {emotion!r}, expected one of {', '.join(LABELS)}"
-                )
-            yield Example(text=row["Utterance"], labels=(LABELS.index(emotion),))
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[Example]]] = {
-    "goemotions": _read_goemotions,
-    "meld": _read_meld,
-}
-"""Data sets by the name that recipes and `emostream evaluate --task` use."""
+def _lines(file: Path) -> list[str]:
+    """Return a file's lines; texts may hold other characters that Python takes for line ends."""
+    return file.read_text("utf-8").rstrip("\n").split("\n")
 
 
 def _label_ids(names: Sequence[str], file: Path) -> list[int]:
@@ -108,7 +253,12 @@ def _label_ids(names: Sequence[str], file: Path) -> list[int]:
     return [LABELS.index(_TO_EKMAN[name]) for name in names]
 
 
-def _existing(file: Path, expected: str) -> Path:
+def existing_file(file: Path, expected: str) -> Path:
+    """Return the file.
+
+    Raises:
+        DatasetError: There is none; says what was `expected` there.
+    """
     if not file.is_file():
         raise DatasetError(f"{file} is missing; expected there: {expected}")
     return file

@@ -67,6 +67,7 @@ def load_pretrained_tokenizer(
         start_id=pretrained.cls_token_id,
         end_id=pretrained.sep_token_id,
         pad_id=pretrained.pad_token_id,
+        unknown_id=pretrained.unk_token_id,
         window_tokens=window_tokens,
         overlap_tokens=window_tokens // _OVERLAP_PARTS,
     )

@@ -1,9 +1,10 @@
-"""A checkpoint and a data set -> figures. Called by training after each epoch and by `emostream evaluate`.
+"""Scores and a data set's labels -> figures. Called by training after each epoch and by `emostream evaluate`.
 
-Accuracy is what the paper calls "UA".
+Accuracy is what the paper calls "UA". Its "WA" has no formula there; here it is what the field calls weighted accuracy,
+each class's recall weighted by the class's share, which equals accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch import Tensor
 
-from emostream.model.datasets import TextDataset
-from emostream.model.samples import LABELS
+from emostream.model.datasets import Dataset, Example
 
 ECE_BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -49,11 +49,13 @@ class Evaluation(msgspec.Struct, frozen=True):
         accuracy: Share of right answers.
         macro_f1: Mean F1 over the classes.
         uar: Unweighted average recall.
+        wa: Weighted accuracy: recall of each class weighted by its share of the examples.
         ece: Expected calibration error of the highest score, 15 bins.
         official: The metric of the data set's authors.
         per_class: Figures by label.
         confusion: Rows are true labels, columns answers, both in the order of `labels`.
         labels: The classes.
+        modalities: What the answers rest on.
     """
 
     task: str
@@ -63,45 +65,66 @@ class Evaluation(msgspec.Struct, frozen=True):
     accuracy: float
     macro_f1: float
     uar: float
+    wa: float
     ece: float
     official: Official
     per_class: dict[str, ClassFigures]
     confusion: list[list[int]]
-    labels: tuple[str, ...] = LABELS
+    labels: tuple[str, ...]
+    modalities: tuple[str, ...] = ("text",)
 
 
-def evaluate_scores(dataset: TextDataset, scores_NC: NDArray[np.float32]) -> Evaluation:
+def evaluate_scores(
+    dataset: Dataset, scores_NC: NDArray[np.float32], *, modalities: tuple[str, ...] = ("text",)
+) -> Evaluation:
     """Judge scores against a data set's labels.
 
     Args:
-        dataset: The split, N examples.
-        scores_NC: Probabilities over `LABELS`, one row per example, in order.
+        dataset: The split, N examples, whose heads share one list of classes.
+        scores_NC: Probabilities over those classes, one row per example, in order.
+        modalities: What the scores rest on, for the report.
     """
-    single = np.array([len(example.labels) == 1 for example in dataset.examples])
-    truth_N = np.array([example.labels[0] for example in dataset.examples])[single]
+    labels = next(iter(dataset.classes.values()))
+    single = single_label(dataset.examples)
+    truth_N = first_labels(dataset.examples)[single]
     kept_NC = scores_NC[single]
     answer_N = kept_NC.argmax(1)
-    classes = list(range(len(LABELS)))
+    classes = list(range(len(labels)))
     precision, recall, f1, support = precision_recall_fscore_support(
         truth_N, answer_N, labels=classes, zero_division=0.0
     )
     present = support > 0
+    per_class = {
+        label: ClassFigures(float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
+        for i, label in enumerate(labels)
+    }
+    macro_f1, uar = float(f1[present].mean()), float(recall[present].mean())
     return Evaluation(
         task=dataset.name,
         split=dataset.split,
         n=len(truth_N),
         n_ambiguous=int((~single).sum()),
         accuracy=float((truth_N == answer_N).mean()),
-        macro_f1=float(f1[present].mean()),
-        uar=float(recall[present].mean()),
+        macro_f1=macro_f1,
+        uar=uar,
+        wa=float((recall * support).sum() / support.sum()),
         ece=expected_calibration_error(kept_NC.max(1), truth_N == answer_N),
-        official=_official(dataset, scores_NC, macro_f1=float(f1[present].mean())),
-        per_class={
-            label: ClassFigures(float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
-            for i, label in enumerate(LABELS)
-        },
+        official=_official(dataset, scores_NC, per_class=per_class, macro_f1=macro_f1, uar=uar),
+        per_class=per_class,
         confusion=confusion_matrix(truth_N, answer_N, labels=classes).tolist(),
+        labels=labels,
+        modalities=modalities,
     )
+
+
+def single_label(examples: Sequence[Example]) -> NDArray[np.bool_]:
+    """Return which examples have exactly one label."""
+    return np.array([len(example.labels) == 1 for example in examples], dtype=np.bool_)
+
+
+def first_labels(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """Return each example's first label."""
+    return np.array([example.labels[0] for example in examples], dtype=np.int64)
 
 
 def expected_calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> float:
@@ -114,18 +137,18 @@ def expected_calibration_error(confidence_N: NDArray[np.float32], right_N: NDArr
     return float(sum(gaps) / len(confidence_N))
 
 
-def fit_temperature(logits_NC: Tensor, dataset: TextDataset) -> float:
-    """Return the temperature that makes the likelihood of a development split's labels highest.
+def fit_temperature(logits_NC: Tensor, examples: Sequence[Example]) -> float:
+    """Return the temperature that makes the likelihood of development examples' labels highest.
 
     Args:
-        logits_NC: Raw logits, one row per example of `dataset`.
-        dataset: A development split; examples with several labels are left out.
+        logits_NC: Raw logits, one row per example.
+        examples: From a development split; those with several labels are left out.
 
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
-    single = torch.tensor([len(example.labels) == 1 for example in dataset.examples])
-    truth_N = torch.tensor([example.labels[0] for example in dataset.examples])[single]
-    kept_NC = logits_NC[single].float()
+    single = single_label(examples)
+    truth_N = torch.from_numpy(first_labels(examples)[single])
+    kept_NC = logits_NC[torch.from_numpy(single)].float()
     log_temperature = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 
@@ -139,22 +162,40 @@ def fit_temperature(logits_NC: Tensor, dataset: TextDataset) -> float:
     return float(log_temperature.detach().exp())
 
 
-def _official(dataset: TextDataset, scores_NC: NDArray[np.float32], *, macro_f1: float) -> Official:
-    if dataset.name != "goemotions":
-        return Official("macro-F1", macro_f1)
-    truth_NC = _indicator(dataset)
+_Figure = Callable[[dict[str, ClassFigures]], float]
+
+_OFFICIAL: dict[str, tuple[str, _Figure]] = {
+    "tweeteval/irony": ("F1 of irony", lambda figures: figures["irony"].f1),
+    "tweeteval/stance": (
+        "mean F1 of against and favor",
+        lambda figures: (figures["against"].f1 + figures["favor"].f1) / 2,
+    ),
+}
+"""Official metrics that are neither macro-F1 nor recall (Barbieri et al. 2020, arXiv:2010.12421, table 1)."""
+
+
+def _official(
+    dataset: Dataset,
+    scores_NC: NDArray[np.float32],
+    *,
+    per_class: dict[str, ClassFigures],
+    macro_f1: float,
+    uar: float,
+) -> Official:
+    if dataset.name == "goemotions":
+        return _goemotions_official(dataset, scores_NC)
+    if dataset.name == "tweeteval/sentiment":
+        return Official("macro-recall", uar)
+    if dataset.name in _OFFICIAL:
+        name, figure = _OFFICIAL[dataset.name]
+        return Official(name, figure(per_class))
+    return Official("macro-F1", macro_f1)
+
+
+def _goemotions_official(dataset: Dataset, scores_NC: NDArray[np.float32]) -> Official:
+    truth_NC = np.zeros(scores_NC.shape, dtype=np.bool_)
+    for row, example in enumerate(dataset.examples):
+        truth_NC[row, list(example.labels)] = True
     given_NC = scores_NC >= MULTI_LABEL_THRESHOLD
     value = f1_score(truth_NC, given_NC, average="macro", zero_division=0.0)
     return Official(f"multi-label macro-F1 at threshold {MULTI_LABEL_THRESHOLD}", float(value))
-
-
-def _indicator(dataset: TextDataset) -> NDArray[np.bool_]:
-    truth_NC = np.zeros((len(dataset.examples), len(LABELS)), dtype=np.bool_)
-    for row, example in enumerate(dataset.examples):
-        truth_NC[row, list(example.labels)] = True
-    return truth_NC
-
-
-def mean_macro_f1(evaluations: Sequence[Evaluation]) -> float:
-    """Return the mean over several splits, each counting alike: what the best epoch is chosen by."""
-    return sum(evaluation.macro_f1 for evaluation in evaluations) / len(evaluations)

@@ -11,6 +11,7 @@ import msgspec
 
 _MENTION = re.compile(r"(?<!\S)@\w+")
 _LINK = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
+_MASKS = re.compile(r"(?<!\S)(@user|http)(?!\w)")
 _SPACES = re.compile(r"\s+")
 _EMOJI_WORD_SEPARATORS = str.maketrans({"_": " ", "-": " "})
 
@@ -34,6 +35,11 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.emoji_to_words and not text.isascii():
             text = emoji.replace_emoji(text, replace=_emoji_words)
         return _SPACES.sub(" ", text).strip()
+
+
+def has_words(normalised: str) -> bool:
+    """Return whether a normalised text holds a word: a letter outside of masked mentions and links."""
+    return any(map(str.isalpha, _MASKS.sub("", normalised)))
 
 
 def _emoji_words(_symbol: str, data: dict[str, str]) -> str:

@@ -2,20 +2,146 @@
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from emostream.model.errors import RecipeError
 
-SHIPPED_RECIPE = Path(__file__).parent / "recipes" / "text.toml"
+RECIPES = Path(__file__).parent / "recipes"
+SHIPPED_RECIPE = RECIPES / "emostream.toml"
 """The recipe that the shipped checkpoint was trained with."""
 
 
 class DatasetChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One data set of a recipe: which reader, and its folder relative to `--data`."""
+    """One data set of a recipe.
+
+    Attributes:
+        name: Which reader (`datasets.readers`).
+        folder: Its folder, relative to `--data`.
+        class_weight_power: Classes weigh (1 / frequency) ** power in the loss; 0 is no weighting.
+        judged: Whether its dev split judges the epochs and fits the temperature.
+    """
 
     name: str
     folder: str
+    class_weight_power: float = 0.0
+    judged: bool = True
+
+
+class Optimisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a stage descends: AdamW, rates that rise during warm-up and then fall linearly to 0.
+
+    Attributes:
+        epochs: Rounds; each is judged on development data, and the best is kept.
+        batch_size: Examples per step (and per device, where there are several).
+        learning_rate: Peak rate of the pretrained part, at its top layer.
+        layer_decay: Factor on the rate per encoder layer downwards; 1 trains all layers alike.
+        head_learning_rate: Peak rate of what starts from nothing.
+        warm_up_share: Share of all steps in which rates rise from 0.
+        weight_decay: AdamW's decoupled L2 regularisation, on matrices only.
+        label_smoothing: Probability mass spread over all labels.
+        clip_norm: Gradients are scaled down to this norm.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    layer_decay: float = 1.0
+    head_learning_rate: float
+    warm_up_share: float = 0.1
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    clip_norm: float = 1.0
+
+
+class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The text stage: an encoder and one head per question, all trained together.
+
+    Attributes:
+        encoder: RoBERTa- or BERT-family name on the hub, or folder (relative ones start at `--data`).
+        datasets: What it learns from; the dev split of each judges the epochs.
+        emoji_to_words: For encoders whose vocabulary has no emoji.
+        window_tokens: Longest row in tokens.
+        head_width: Units of each head's dense layer.
+        dropout: Dropout in the heads.
+        examples_per_epoch: Texts drawn for one epoch; 0 draws as many as there are.
+        sampling_power: A data set of n texts is drawn in proportion to n ** power; 1 is by size, 0 all alike.
+        r_drop: Weight of the divergence between two passes with different dropout (Liang et al. 2021,
+            arXiv:2106.14448); 0 makes one pass.
+    """
+
+    encoder: str
+    datasets: tuple[DatasetChoice, ...]
+    optimisation: Optimisation
+    emoji_to_words: bool = False
+    window_tokens: int = 256
+    head_width: int = 256
+    dropout: float = 0.3
+    examples_per_epoch: int = 0
+    sampling_power: float = 1.0
+    r_drop: float = 0.0
+
+
+class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The voice stage: MobileNet over images of speech.
+
+    Attributes:
+        datasets: What it learns from.
+        variant: `mel`, `chroma` or `both`, as in the paper.
+        width_multiplier: MobileNet's.
+        weights: AudioSet weights to start from, relative to `--data`; empty starts from nothing.
+        head_width: Units of the dense layer.
+        dropout: Dropout in the head.
+        examples_per_epoch: Recordings drawn for one epoch; 0 draws as many as there are.
+        sampling_power: As in the text stage.
+        crop_frames: Length of a training image in steps of 10 ms; a longer recording is cut at random.
+        speeds: Factors of speed perturbation, drawn alike (Ko et al. 2015); (1.0,) is none.
+        mixup: Alpha of mixup (Zhang et al. 2018, arXiv:1710.09412); 0 is none.
+        mask_frames: Longest time mask of SpecAugment (Park et al. 2019, arXiv:1904.08779); 0 is none.
+        mask_bands: Widest frequency mask.
+        noise_db: White noise is added to half of the recordings, at a signal-to-noise ratio between these two.
+    """
+
+    datasets: tuple[DatasetChoice, ...]
+    optimisation: Optimisation
+    variant: Literal["mel", "chroma", "both"] = "both"
+    width_multiplier: float = 1.0
+    weights: str = ""
+    head_width: int = 256
+    dropout: float = 0.3
+    examples_per_epoch: int = 0
+    sampling_power: float = 1.0
+    crop_frames: int = 256
+    speeds: tuple[float, ...] = (1.0,)
+    mixup: float = 0.0
+    mask_frames: int = 0
+    mask_bands: int = 0
+    noise_db: tuple[float, float] | None = None
+
+
+class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The fusion stage: the head over both branches, which stay as their stages left them.
+
+    It learns from what the two stages learned from: texts alone, recordings alone, and pairs. A data set that has both
+    gives its own pairs.
+
+    Attributes:
+        optimisation: How it descends.
+        head_width: Units of the dense layer.
+        dropout: The paper's 0.3.
+        examples_per_epoch: Texts, recordings and pairs of an epoch, a third each.
+        match_by_label: Pair texts and recordings of the same label where no data set has pairs of its own.
+        voice_dropout: Share of a pair's voice vector that is dropped: the branch knows its own training speakers
+            better than any it will meet, and the head must not trust it as much.
+    """
+
+    optimisation: Optimisation
+    head_width: int = 256
+    dropout: float = 0.3
+    examples_per_epoch: int = 60_000
+    match_by_label: bool = True
+    voice_dropout: float = 0.0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,44 +150,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         name: Name of the model that comes out.
         version: Its version.
-        encoder: RoBERTa- or BERT-family name on the hub, or folder (relative ones start at `--data`).
-        datasets: What it learns from; the dev split of each judges the epochs.
-        emoji_to_words: For encoders whose vocabulary has no emoji.
-        window_tokens: Longest row in tokens.
-        head_width: Units of the dense layer.
-        dropout: Dropout in the head.
-        epochs: Passes over the training data.
-        batch_size: Texts per step.
-        encoder_learning_rate: Peak rate of the encoder's top layer.
-        layer_decay: Factor on the rate per layer downwards; 1 trains all layers alike.
-        head_learning_rate: Peak rate of the head.
-        warm_up_share: Share of all steps in which rates rise from 0; afterwards they fall linearly to 0.
-        weight_decay: AdamW's decoupled L2 regularisation, on matrices only.
-        label_smoothing: Probability mass spread over all labels.
-        class_weight_power: Classes weigh (1 / frequency) ** power in the loss; 0 is no weighting.
-        clip_norm: Gradients are scaled down to this norm.
+        text: The text stage.
+        voice: The voice stage; without it, the model reads texts alone.
+        fusion: The fusion stage.
         precision: `auto`, `float32` or `bfloat16`.
         seed: Of everything random.
     """
 
     name: str
     version: str
-    encoder: str
-    datasets: tuple[DatasetChoice, ...]
-    emoji_to_words: bool = False
-    window_tokens: int = 256
-    head_width: int = 256
-    dropout: float = 0.3
-    epochs: int = 4
-    batch_size: int = 32
-    encoder_learning_rate: float = 5e-5
-    layer_decay: float = 1.0
-    head_learning_rate: float = 5e-4
-    warm_up_share: float = 0.1
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.05
-    class_weight_power: float = 0.5
-    clip_norm: float = 1.0
+    text: TextRecipe
+    fusion: FusionRecipe
+    voice: VoiceRecipe | None = None
     precision: str = "auto"
     seed: int = 7
 

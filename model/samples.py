@@ -5,6 +5,12 @@ import msgspec
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 """The seven labels of MELD and of GoEmotions' Ekman map, in the order of every score vector."""
 
+EMOTION = "emotion"
+"""The head that answers with `LABELS`; every other head's answer is an attribute."""
+
+TEXT, VOICE, FUSED = "text", "voice", "fused"
+"""The three paths of the model; each has a temperature of its own."""
+
 FLAG_TRUNCATED = "truncated"
 """The text was longer than the model reads; the answer rests on its beginning."""
 
@@ -12,22 +18,53 @@ FLAG_WINDOWED = "long_text"
 """The text was longer than the encoder takes at once; the answer is the mean over overlapping windows."""
 
 
+FLAG_LANGUAGE = "language"
+"""The text is surely in a language that the model never learned."""
+
+FLAG_NO_WORDS = "no_words"
+"""There is no word in the text: nothing but marks, digits, mentions or links."""
+
+FLAG_UNKNOWN_TOKENS = "unknown_tokens"
+"""At least half of the text's tokens are none that the model knows."""
+
+FLAG_SILENCE = "silence"
+"""The recording is nearly silent."""
+
+FLAG_LOW_QUALITY = "low_quality"
+"""The recording is clipped, noise for the most part, or damaged."""
+
+ATTRIBUTES = ("sentiment", "irony", "offensive", "hate")
+"""Heads whose answers come with every answer unless asked otherwise. The others answer questions that few posts raise:
+stance towards five named targets, the emoji that fits, and the emotions of other data sets."""
+
+
+class AttributeAnswer(msgspec.Struct, frozen=True):
+    """The answer to a further question: the likeliest class and its calibrated probability."""
+
+    label: str
+    confidence: float
+
+
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
-    """The model's answer for one text.
+    """The model's answer for one item.
 
     Attributes:
         scores: Calibrated probabilities over `LABELS`, summing to 1.
         flags: What a reader should know about the answer, `FLAG_…`.
-        tokens: Tokens the encoder read for this text, special tokens included.
+        tokens: Tokens the encoder read for it, special tokens included.
+        modalities: What the answer rests on.
+        attributes: Answers of other heads, by name.
     """
 
     scores: tuple[float, ...]
     flags: tuple[str, ...] = ()
     tokens: int = 0
+    modalities: tuple[str, ...] = ("text",)
+    attributes: dict[str, AttributeAnswer] = {}
 
 
 class Unscorable(msgspec.Struct, frozen=True, tag="unscorable"):
-    """One text that the model cannot answer, in the place where its score would stand.
+    """One item that the model cannot answer, in the place where its score would stand.
 
     Attributes:
         reason: A short stable word: dead-letter header and metric label.
@@ -57,7 +94,7 @@ class BatchOutcome(msgspec.Struct, frozen=True):
         outcomes: One per text.
         tokens: Real tokens read by the encoder.
         padded_tokens: Tokens computed, padding included.
-        tokenise_s: Seconds spent on normalising and tokenising.
+        tokenise_s: Seconds spent on making the input ready: normalising and tokenising, cutting recordings.
         forward_s: Seconds spent in the network.
     """
 

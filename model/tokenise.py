@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
-from emostream.model.normalise import Normalisation
+from emostream.model.normalise import Normalisation, has_words
 
 
 class TokenLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,6 +16,7 @@ class TokenLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start_id: Token before each window ([CLS], <s>).
         end_id: Token after each window ([SEP], </s>).
         pad_id: Token that fills a row up.
+        unknown_id: Token for what the vocabulary does not hold; None if it holds everything, byte by byte.
         window_tokens: Longest row the encoder takes, start and end included.
         overlap_tokens: Tokens that two neighbouring windows share, so that no phrase is only seen cut.
         most_windows: Windows read of one text; what lies behind them is not read, and flagged.
@@ -24,6 +25,7 @@ class TokenLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_id: int
     end_id: int
     pad_id: int
+    unknown_id: int | None = None
     window_tokens: int = 256
     overlap_tokens: int = 32
     most_windows: int = 16
@@ -35,10 +37,14 @@ class Windows(msgspec.Struct, frozen=True):
     Attributes:
         rows: Token ids per window, special tokens included, no padding.
         truncated: Whether the text went on behind the last window.
+        has_words: Whether there is a word in it, beside mentions and links.
+        unknown_share: Share of its tokens that the vocabulary does not hold.
     """
 
     rows: tuple[tuple[int, ...], ...]
     truncated: bool
+    has_words: bool = True
+    unknown_share: float = 0.0
 
 
 class TextTokenizer:
@@ -64,9 +70,9 @@ class TextTokenizer:
         """Return each text's windows, in order."""
         normalised = [self.normalisation.apply(text) for text in texts]
         encodings = self._tokenizer.encode_batch(normalised, add_special_tokens=False)
-        return [self._cut(encoding.ids) for encoding in encodings]
+        return [self._cut(text, encoding.ids) for text, encoding in zip(normalised, encodings, strict=True)]
 
-    def _cut(self, ids: list[int]) -> Windows:
+    def _cut(self, text: str, ids: list[int]) -> Windows:
         layout = self.layout
         width = layout.window_tokens - 2
         step = width - layout.overlap_tokens
@@ -75,4 +81,9 @@ class TextTokenizer:
         rows = tuple(
             (layout.start_id, *ids[start : start + width], layout.end_id) for start in starts[: layout.most_windows]
         )
-        return Windows(rows=rows, truncated=len(starts) > layout.most_windows)
+        return Windows(
+            rows=rows,
+            truncated=len(starts) > layout.most_windows,
+            has_words=has_words(text),
+            unknown_share=ids.count(layout.unknown_id) / len(ids) if ids and layout.unknown_id is not None else 0.0,
+        )

@@ -22,6 +22,7 @@ class ScorerOptions(msgspec.Struct, frozen=True):
         device: `auto`, `cpu`, `cuda` …
         precision: `auto`, `float32` or `bfloat16`.
         threads: CPU threads; 0 takes one for each core.
+        attributes: Heads whose answers come along; empty for the usual ones.
         parent_fd: Number of the socket that it inherits.
     """
 
@@ -29,6 +30,7 @@ class ScorerOptions(msgspec.Struct, frozen=True):
     device: str
     precision: str
     threads: int
+    attributes: tuple[str, ...] = ()
     parent_fd: int = -1
 
 

@@ -31,7 +31,7 @@ from emostream.streams.frames import (
 )
 
 if TYPE_CHECKING:
-    from emostream.model.scorer import PreparedBatch, TextScorer
+    from emostream.model.scorer import EmotionScorer, PreparedBatch
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def serve(options: ScorerOptions, parent: socket.socket) -> None:
         parent.sendall(encode_frame(_answer(scorer, *prepared.get())))
 
 
-def _answer(scorer: "TextScorer", request_id: int, batch: "PreparedBatch | Exception") -> FromScorer:
+def _answer(scorer: "EmotionScorer", request_id: int, batch: "PreparedBatch | Exception") -> FromScorer:
     """Score one batch; the worker loop's only place where any exception is caught."""
     try:
         if isinstance(batch, Exception):
@@ -65,7 +65,7 @@ def _answer(scorer: "TextScorer", request_id: int, batch: "PreparedBatch | Excep
         return Fault(id=request_id, error=f"{type(error).__name__}: {error}")
 
 
-def _end_unless_sound(scorer: "TextScorer") -> None:
+def _end_unless_sound(scorer: "EmotionScorer") -> None:
     """End the process if it cannot even score what it scored at its start.
 
     A device that has failed for good raises on every batch; no post is to blame for that. The next process is ready
@@ -79,14 +79,16 @@ def _end_unless_sound(scorer: "TextScorer") -> None:
 
 
 def _prepare(
-    scorer: "TextScorer",
+    scorer: "EmotionScorer",
     parent: socket.socket,
     prepared: "queue.Queue[tuple[int, PreparedBatch | Exception]]",
 ) -> None:
     """Read requests and tokenise them, until the parent is gone."""
+    from emostream.model.scorer import Item
+
     while (request := _read_request(parent)) is not None:
         try:
-            prepared.put((request.id, scorer.prepare(request.texts)))
+            prepared.put((request.id, scorer.prepare([Item(text=text) for text in request.texts])))
         except Exception as error:  # noqa: BLE001  # answered as a fault, in its place in the order
             prepared.put((request.id, error))
     os._exit(0)  # the device may be in the middle of a batch that nobody waits for any more
@@ -112,15 +114,17 @@ def _receive(parent: socket.socket, size: int) -> bytes | None:
     return bytes(received)
 
 
-def _load(options: ScorerOptions) -> "TextScorer":
+def _load(options: ScorerOptions) -> "EmotionScorer":
     import torch
 
     from emostream.model.checkpoint import SHIPPED
-    from emostream.model.scorer import TextScorer
+    from emostream.model.scorer import EmotionScorer
 
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     folder = Path(options.checkpoint) if options.checkpoint else SHIPPED
-    scorer = TextScorer.load(folder, device=options.device, precision=options.precision)
+    scorer = EmotionScorer.load(
+        folder, device=options.device, precision=options.precision, attributes=options.attributes
+    )
     scorer.warm_up()
     return scorer
 

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto takes bfloat16 where the device computes it natively."
     )
+    attributes: str = Field(
+        "",
+        description="Further answers about a text, comma-separated; sentiment,irony,offensive,hate if not given.",
+    )
     threads: int = Field(
         0,
         ge=0,

@@ -7,10 +7,12 @@ from typing import cast
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import (
     VERSION,
+    Attribute,
     DeadLetter,
     DeadLetterHeaders,
     Emotion,
     EmotionLabel,
+    Modality,
     Model,
     Post,
     Scores,
@@ -48,8 +50,11 @@ def to_answer(record: Record, post: Post, scored: Scored, *, model: ModelInfo, n
         emotion=cast(EmotionLabel, LABELS[scores.index(confidence)]),
         confidence=confidence,
         scores=Scores(*scores),
-        modalities=["text"],
-        attributes={},
+        modalities=[cast(Modality, name) for name in scored.modalities],
+        attributes={
+            name: Attribute(label=answer.label, confidence=round(answer.confidence, _DECIMALS))
+            for name, answer in scored.attributes.items()
+        },
         flags=flags,
         model=Model(name=model.name, version=model.version),
         ingested_at=ingested_at or scored_at,

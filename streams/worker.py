@@ -70,6 +70,7 @@ class Worker:
                 device=settings.device,
                 precision=settings.precision,
                 threads=settings.threads,
+                attributes=tuple(filter(None, map(str.strip, settings.attributes.split(",")))),
             ),
             deadline_s=settings.inference_deadline_s,
             restarts=self._metrics.gpu_worker_restarts,

@@ -1,61 +1,214 @@
-"""Readers, on small folders in the published layouts; sentences are ours."""
+"""Readers of texts, and folds, on small folders in the published layouts; sentences are ours."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from emostream.model.datasets import Example, read_dataset
+from emostream.model.datasets import (
+    STANCE_TARGETS,
+    TWEET_EMOTION,
+    TWEETEVAL_TASKS,
+    Example,
+    divide,
+    read_dataset,
+    readers,
+)
 from emostream.model.errors import DatasetError
-from emostream.model.samples import LABELS
+from emostream.model.samples import EMOTION, LABELS
 
 ANGER, JOY, NEUTRAL, SURPRISE = (LABELS.index(name) for name in ("anger", "joy", "neutral", "surprise"))
+TWEET_EMOTIONS = "0\tanger\n1\tjoy\n2\toptimism\n3\tsadness"
+STANCES = "0\tnone\n1\tagainst\n2\tfavor"
+E_C_HEADER = "ID\tTweet\tanger\tjoy\ttrust\n"
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
 
 
 def test_goemotions_with_seven_labels(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    (tmp_path / "dev.tsv").write_text("so glad\t3\tx1\nwhat, really?! ok\t6,3\tx2\n")
-    assert read_dataset("goemotions", tmp_path, "dev").examples == (
-        Example("so glad", (JOY,)),
-        Example("what, really?! ok", (JOY, SURPRISE)),
+    write(tmp_path, {"labels.txt": "\n".join(LABELS) + "\n", "dev.tsv": "so glad\t3\tx1\nwhat, really?! ok\t6,3\tx2\n"})
+    dataset = read_dataset("goemotions", tmp_path, "dev")
+    assert dataset.classes == {EMOTION: LABELS}
+    assert dataset.examples == (
+        Example(text="so glad", labels=(JOY,)),
+        Example(text="what, really?! ok", labels=(JOY, SURPRISE)),
     )
 
 
 def test_goemotions_with_fine_labels_is_folded(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("annoyance\ngratitude\nlove\nneutral\n")
-    (tmp_path / "test.tsv").write_text("grr\t0\tx\nthanks, love you\t1,2\ty\nfine\t3\tz\n")
+    write(
+        tmp_path,
+        {
+            "labels.txt": "annoyance\ngratitude\nlove\nneutral\n",
+            "test.tsv": "grr\t0\tx\nthanks, love you\t1,2\ty\nfine\t3\tz\n",
+        },
+    )
     labels = [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples]
     assert labels == [(ANGER,), (JOY,), (NEUTRAL,)]
 
 
-def test_meld(tmp_path: Path) -> None:
-    (tmp_path / "test_sent_emo.csv").write_text(
-        "Sr No.,Utterance,Speaker,Emotion,Sentiment\n"
-        '1,"Well, look who it is!",Ann,joy,positive\n'
-        "2,Hm.,Bo,neutral,neutral\n"
+def test_tweeteval(tmp_path: Path) -> None:
+    write(
+        tmp_path / "emotion",
+        {
+            "mapping.txt": TWEET_EMOTIONS,
+            "train_text.txt": 'grr @user\nwe "will" get there\x85\n',  # a next-line character ends no tweet
+            "train_labels.txt": "0\n2\n",
+        },
     )
-    assert read_dataset("meld", tmp_path, "test").examples == (
-        Example("Well, look who it is!", (JOY,)),
-        Example("Hm.", (NEUTRAL,)),
+    dataset = read_dataset("tweeteval/emotion", tmp_path, "train")
+    assert (dataset.name, dataset.split) == ("tweeteval/emotion", "train")
+    assert dataset.classes == {TWEET_EMOTION: ("anger", "joy", "optimism", "sadness")}
+    assert dataset.texts == ["grr @user", 'we "will" get there\x85']
+    assert dataset.examples[1] == Example(text='we "will" get there\x85', labels=(2,), head=TWEET_EMOTION)
+
+
+@pytest.mark.parametrize("split", ["dev", "val"])
+def test_tweeteval_calls_dev_val(tmp_path: Path, split: str) -> None:
+    write(tmp_path / "irony", {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": "so\n", "val_labels.txt": "1\n"})
+    dataset = read_dataset("tweeteval/irony", tmp_path, split)
+    assert dataset.split == "dev"
+    assert dataset.examples == (Example(text="so", labels=(1,), head="irony"),)
+
+
+def test_tweeteval_stance_is_a_head_per_target(tmp_path: Path) -> None:
+    write(tmp_path / "stance", {"mapping.txt": STANCES})
+    for place, target in enumerate(STANCE_TARGETS):
+        files = {"test_text.txt": f"about {target}\nand more\n", "test_labels.txt": f"{place % 3}\n0\n"}
+        write(tmp_path / "stance" / target, files)
+    dataset = read_dataset("tweeteval/stance", tmp_path, "test")
+    assert dataset.classes == {f"stance/{target}": ("none", "against", "favor") for target in STANCE_TARGETS}
+    assert len(STANCE_TARGETS) == 5
+    assert Counter(example.head for example in dataset.examples) == dict.fromkeys(dataset.classes, 2)
+    assert [example.labels for example in dataset.examples if example.text != "and more"] == [
+        (0,),
+        (1,),
+        (2,),
+        (0,),
+        (1,),
+    ]
+
+
+def test_semeval2018_ec(tmp_path: Path) -> None:
+    write(tmp_path, {"dev.txt": E_C_HEADER + "1\tgrr, ha\t1\t1\t0\n2\tit rains\t0\t0\t0\n3\tsure\t0\t0\t1\n"})
+    dataset = read_dataset("semeval2018_ec", tmp_path, "dev")
+    assert dataset.classes == {"semeval2018_ec": ("anger", "joy", "trust")}
+    assert dataset.examples == (
+        Example(text="grr, ha", labels=(0, 1), head="semeval2018_ec"),
+        Example(text="sure", labels=(2,), head="semeval2018_ec"),
     )
+
+
+def test_every_reader_is_listed() -> None:
+    recorded = {"emodb", "iemocap", "iemocap-merged", "meld", "ravdess", "tess"}
+    assert set(readers()) == {f"tweeteval/{task}" for task in TWEETEVAL_TASKS} | recorded | {
+        "goemotions",
+        "semeval2018_ec",
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "files", "said"),
     [
-        ("unheard", {}, "goemotions, meld"),
+        ("unheard", {}, "goemotions, semeval2018_ec"),
         ("goemotions", {}, "labels.txt is missing"),
         ("goemotions", {"labels.txt": "joy"}, "dev.tsv is missing"),
         ("goemotions", {"labels.txt": "bliss"}, "bliss"),
         ("goemotions", {"labels.txt": "joy", "dev.tsv": "fine\t0\tx\nhm\t1\ty\n"}, "line 2"),
         ("goemotions", {"labels.txt": "joy", "dev.tsv": "no tabs here\n"}, "line 1"),
         ("goemotions", {"labels.txt": "joy", "dev.tsv": ""}, "no example"),
-        ("meld", {}, "dev_sent_emo.csv is missing"),
-        ("meld", {"dev_sent_emo.csv": "a,b\n1,2\n"}, "Utterance and Emotion"),
-        ("meld", {"dev_sent_emo.csv": "Utterance,Emotion\nhi,joy\nho,glee\n"}, "line 3.*glee"),
+        ("tweeteval/hate", {}, r"mapping\.txt is missing.*label number and name"),
+        ("tweeteval/hate", {"hate/mapping.txt": "0 hate"}, r"mapping\.txt: expected.*tab-separated"),
+        ("tweeteval/hate", {"hate/mapping.txt": "0\thate"}, r"val_text\.txt is missing.*one tweet a line"),
+        ("tweeteval/hate", {"hate/mapping.txt": "0\thate", "hate/val_text.txt": "a\n"}, r"val_labels\.txt is missing"),
+        (
+            "tweeteval/hate",
+            {"hate/mapping.txt": "0\tno\n1\tyes", "hate/val_text.txt": "a\nb\n", "hate/val_labels.txt": "1\n2\n"},
+            r"val_labels\.txt, line 2: '2'; expected 0 to 1",
+        ),
+        (
+            "tweeteval/hate",
+            {"hate/mapping.txt": "0\tno\n1\tyes", "hate/val_text.txt": "a\n", "hate/val_labels.txt": "-1\n"},
+            "line 1: '-1'; expected 0 to 1",
+        ),
+        (
+            "tweeteval/hate",
+            {"hate/mapping.txt": "0\tno\n1\tyes", "hate/val_text.txt": "a\nb\nc\n", "hate/val_labels.txt": "1\n0\n"},
+            r"val_text\.txt has 3 lines and .*val_labels\.txt 2",
+        ),
+        (
+            "tweeteval/stance",
+            {
+                "stance/mapping.txt": STANCES,
+                "stance/abortion/val_text.txt": "a\n",
+                "stance/abortion/val_labels.txt": "1\n",
+            },
+            r"stance/atheism/val_text\.txt is missing",
+        ),
+        ("semeval2018_ec", {}, r"dev\.txt is missing.*a header line"),
+        ("semeval2018_ec", {"dev.txt": E_C_HEADER}, "no example"),
+        ("semeval2018_ec", {"dev.txt": E_C_HEADER + "1\ta\t0\t1\t0\n2\tb\t0\t2\t0\n"}, "line 3.*3 columns of 0 or 1"),
+        ("semeval2018_ec", {"dev.txt": E_C_HEADER + "1\ta\t0\t1\n"}, "line 2.*3 columns of 0 or 1"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, name: str, files: dict[str, str], said: str) -> None:
-    for file, content in files.items():
-        (tmp_path / file).write_text(content)
+    write(tmp_path, files)
     with pytest.raises(DatasetError, match=said):
         read_dataset(name, tmp_path, "dev")
+
+
+def test_an_unknown_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"'final'.*train, dev, test"):
+        read_dataset("goemotions", tmp_path, "final")
+
+
+def spoken(*groups: str) -> tuple[Example, ...]:
+    return tuple(Example(labels=(0,), text=str(place), group=group) for place, group in enumerate(groups))
+
+
+def test_with_as_many_groups_as_folds_they_are_held_out_in_turn() -> None:
+    examples = spoken("Session3", "Session1", "Session2", "Session1")
+    for place, session in enumerate(("Session1", "Session2", "Session3")):
+        learned_from, held_out = divide(examples, fold=place, folds=3)
+        assert held_out == tuple(example for example in examples if example.group == session)
+        assert learned_from == tuple(example for example in examples if example.group != session)
+
+
+def test_folds_of_many_groups_are_of_about_one_size() -> None:
+    examples = spoken(*(f"{actor:02}" for actor in range(24) for _ in range(60)))
+    held_out = [divide(examples, fold=place, folds=5)[1] for place in range(5)]
+    assert sorted(len({example.group for example in held}) for held in held_out) == [4, 5, 5, 5, 5]
+
+
+@given(groups=st.lists(st.sampled_from("abcdefg"), min_size=1), folds=st.integers(2, 5), rotation=st.integers(0, 20))
+def test_folds_cover_the_examples_and_cut_no_group(groups: list[str], folds: int, rotation: int) -> None:
+    examples = spoken(*groups)
+    if len(set(groups)) < folds:
+        with pytest.raises(DatasetError, match=f"{folds} folds need as many groups"):
+            divide(examples, fold=0, folds=folds)
+        return
+    divided = [divide(examples, fold=place, folds=folds) for place in range(folds)]
+    assert sorted(e.text or "" for _, held_out in divided for e in held_out) == sorted(e.text or "" for e in examples)
+    turned = examples[rotation % len(examples) :] + examples[: rotation % len(examples)]
+    for place, (learned_from, held_out) in enumerate(divided):
+        assert learned_from
+        assert held_out
+        assert not {example.group for example in learned_from} & {example.group for example in held_out}
+        assert set(divide(turned, fold=place, folds=folds)[1]) == set(held_out), "the order of examples decides nothing"
+
+
+@pytest.mark.parametrize(("which", "folds"), [(5, 5), (-1, 5), (0, 1), (0, 0)])
+def test_there_is_no_such_fold(which: int, folds: int) -> None:
+    with pytest.raises(DatasetError, match=f"no fold {which} of {folds}"):
+        divide(spoken("a", "b"), fold=which, folds=folds)
+
+
+def test_examples_without_groups_have_no_folds() -> None:
+    with pytest.raises(DatasetError, match="2 folds need as many groups; found 1: ''"):
+        divide(spoken("", ""), fold=0, folds=2)

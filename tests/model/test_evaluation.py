@@ -4,21 +4,49 @@ import numpy as np
 import pytest
 import torch
 
-from emostream.model.datasets import Example, TextDataset
-from emostream.model.evaluation import evaluate_scores, expected_calibration_error, fit_temperature
-from emostream.model.samples import LABELS
+from emostream.model.datasets import Dataset, Example
+from emostream.model.evaluation import (
+    Evaluation,
+    evaluate_scores,
+    expected_calibration_error,
+    first_labels,
+    fit_temperature,
+    single_label,
+)
+from emostream.model.samples import EMOTION, LABELS
 
 ANGER, DISGUST, FEAR, JOY = range(4)
 
+STANCE = ("none", "against", "favor")
+SENTIMENT = ("negative", "neutral", "positive")
+TRUTH = (0, 0, 0, 0, 1, 1, 1, 2, 2, 2)
+ANSWERS = (0, 0, 0, 1, 1, 1, 2, 0, 2, 2)
+"""Of three classes.
 
-def dataset(*labels: tuple[int, ...], name: str = "meld") -> TextDataset:
-    return TextDataset(name, "dev", tuple(Example("x", given) for given in labels))
+    true\\answer  0  1  2   precision  recall   F1
+    0            3  1  0   3/4        3/4      3/4
+    1            0  2  1   2/3        2/3      2/3
+    2            1  0  2   2/3        2/3      2/3
+"""
 
 
-def scores(*answers: int) -> np.ndarray:
-    rows = np.full((len(answers), len(LABELS)), 0.05, dtype=np.float32)
+def examples(*labels: tuple[int, ...]) -> tuple[Example, ...]:
+    return tuple(Example(text="x", labels=given) for given in labels)
+
+
+def dataset(*labels: tuple[int, ...], name: str = "meld", classes: tuple[str, ...] = LABELS) -> Dataset:
+    return Dataset(name=name, split="dev", classes={EMOTION: classes}, examples=examples(*labels))
+
+
+def scores(*answers: int, classes: int = len(LABELS)) -> np.ndarray:
+    rows = np.full((len(answers), classes), 0.3 / (classes - 1), dtype=np.float32)
     rows[range(len(answers)), answers] = 0.7
     return rows
+
+
+def judged(name: str, classes: tuple[str, ...], truth: tuple[int, ...], answers: tuple[int, ...]) -> Evaluation:
+    data = dataset(*((label,) for label in truth), name=name, classes=classes)
+    return evaluate_scores(data, scores(*answers, classes=len(classes)))
 
 
 def test_figures_by_hand() -> None:
@@ -26,11 +54,74 @@ def test_figures_by_hand() -> None:
     assert result.accuracy == 0.75
     assert result.per_class["joy"].precision == 1
     assert result.per_class["joy"].recall == pytest.approx(2 / 3)
+    assert result.per_class["joy"].support == 3
     assert result.per_class["fear"].precision == 0.5
+    assert result.per_class["anger"].support == 0
     assert result.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2)
     assert result.uar == pytest.approx((2 / 3 + 1) / 2)
+    assert result.wa == pytest.approx(2 / 3 * 3 / 4 + 1 * 1 / 4)
     assert result.confusion[JOY] == [0, 0, 1, 2, 0, 0, 0]
     assert result.ece == pytest.approx(0.05, abs=1e-6)
+
+
+def test_weighted_accuracy_equals_accuracy_where_unweighted_recall_does_not() -> None:
+    result = judged("meld", SENTIMENT, (0,) * 8 + (1, 2), (0,) * 8 + (0, 2))
+    assert result.wa == pytest.approx(1 * 8 / 10 + 0 * 1 / 10 + 1 * 1 / 10)
+    assert result.wa == pytest.approx(result.accuracy)
+    assert result.uar == pytest.approx((1 + 0 + 1) / 3)
+
+
+def test_classes_and_modalities_are_the_ones_given() -> None:
+    data = dataset((0,), (1,), name="tweeteval/irony", classes=("non_irony", "irony"))
+    result = evaluate_scores(data, scores(0, 1, classes=2), modalities=("text", "voice"))
+    assert (result.task, result.split, result.n) == ("tweeteval/irony", "dev", 2)
+    assert result.labels == tuple(result.per_class) == ("non_irony", "irony")
+    assert result.modalities == ("text", "voice")
+    assert evaluate_scores(data, scores(0, 1, classes=2)).modalities == ("text",)
+
+
+def test_heads_with_the_same_classes_are_judged_together() -> None:
+    data = Dataset(
+        name="tweeteval/stance",
+        split="dev",
+        classes={"stance/climate": STANCE, "stance/abortion": STANCE},
+        examples=(
+            Example(text="x", labels=(1,), head="stance/climate"),
+            Example(text="x", labels=(2,), head="stance/abortion"),
+        ),
+    )
+    result = evaluate_scores(data, scores(1, 1, classes=3))
+    assert (result.n, result.accuracy, result.labels) == (2, 0.5, STANCE)
+
+
+def test_irony_is_judged_by_the_ironic_class() -> None:
+    # Ironic: 2 of 4 found, 1 more said to be: precision 2/3, recall 1/2. Not ironic: precision 3/5, recall 3/4.
+    result = judged("tweeteval/irony", ("non_irony", "irony"), (0, 0, 0, 0, 1, 1, 1, 1), (0, 0, 0, 1, 1, 1, 0, 0))
+    assert result.official.name == "F1 of irony"
+    assert result.official.value == pytest.approx(4 / 7)
+    assert result.macro_f1 == pytest.approx((4 / 7 + 2 / 3) / 2)
+
+
+def test_stance_is_judged_by_against_and_favor() -> None:
+    result = judged("tweeteval/stance", STANCE, TRUTH, ANSWERS)
+    assert result.official.name == "mean F1 of against and favor"
+    assert result.official.value == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert result.official.value < result.macro_f1
+
+
+def test_sentiment_is_judged_by_recall() -> None:
+    # All neutral: recalls 0, 1 and 0, while the mean F1 is (0 + 2 * 0.3 / 1.3 + 0) / 3.
+    result = judged("tweeteval/sentiment", SENTIMENT, TRUTH, (1,) * len(TRUTH))
+    assert result.official.name == "macro-recall"
+    assert result.official.value == pytest.approx(1 / 3)
+    assert result.macro_f1 == pytest.approx(0.6 / 1.3 / 3)
+
+
+@pytest.mark.parametrize("name", ["meld", "tweeteval/emotion", "tweeteval/emoji", "tweeteval/hate", "pairs"])
+def test_the_others_are_judged_by_macro_f1(name: str) -> None:
+    official = judged(name, ("a", "b", "c"), TRUTH, ANSWERS).official
+    assert official.name == "macro-F1"
+    assert official.value == pytest.approx((3 / 4 + 2 / 3 + 2 / 3) / 3)
 
 
 def test_ambiguous_examples_count_only_in_the_official_figure() -> None:
@@ -42,15 +133,33 @@ def test_ambiguous_examples_count_only_in_the_official_figure() -> None:
     assert result.official.value == pytest.approx(2 / len(LABELS))
 
 
+def test_labels_of_examples() -> None:
+    given = examples((JOY,), (FEAR, JOY))
+    assert single_label(given).tolist() == [True, False]
+    assert first_labels(given).tolist() == [JOY, FEAR]
+
+
 def test_calibration_error_by_hand() -> None:
     confidence = np.array([0.9, 0.9, 0.5, 0.5], dtype=np.float32)
     right = np.array([True, False, True, False])
     assert expected_calibration_error(confidence, right) == pytest.approx(0.2, abs=1e-6)
 
 
+def test_full_confidence_falls_into_the_last_bin() -> None:
+    confidence = np.array([1.0, 0.95], dtype=np.float32)
+    assert expected_calibration_error(confidence, np.array([True, True])) == pytest.approx(0.025, abs=1e-6)
+
+
 def test_temperature_undoes_overconfidence() -> None:
     torch.manual_seed(0)
     true_logits = torch.randn(4000, len(LABELS)) * 2
     drawn = torch.distributions.Categorical(logits=true_logits).sample().tolist()
-    data = dataset(*((label,) for label in drawn))
-    assert fit_temperature(true_logits * 3, data) == pytest.approx(3, rel=0.05)
+    given = examples(*((label,) for label in drawn))
+    assert fit_temperature(true_logits * 3, given) == pytest.approx(3, rel=0.05)
+
+
+def test_temperature_leaves_ambiguous_examples_out() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 9.0]])
+    # Of the first three, one is wrong: best where the softmax says 2/3, at a difference of ln 2.
+    given = examples((0,), (0,), (1,), (0, 1))
+    assert fit_temperature(logits, given) == pytest.approx(2 / np.log(2), rel=1e-3)

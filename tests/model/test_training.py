@@ -1,44 +1,79 @@
-"""Training, for real but small: it learns, and an interrupted run ends as an uninterrupted one."""
+"""Training, for real but small: all three paths learn, and an interrupted run ends as an uninterrupted one."""
 
+import csv
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from tiny_data import write_irony, write_meld, write_ravdess
 
+from emostream.model.audio import decode_recording
 from emostream.model.checkpoint import load_checkpoint
+from emostream.model.datasets import read_dataset
 from emostream.model.errors import RecipeError
-from emostream.model.recipe import SHIPPED_RECIPE, DatasetChoice, Recipe, read_recipe
-from emostream.model.scorer import TextScorer
-from emostream.model.training import shuffled_batches, train
-
-CODES = {"anger": "a", "joy": "j", "neutral": "n"}
+from emostream.model.judging import judge
+from emostream.model.recipe import (
+    RECIPES,
+    SHIPPED_RECIPE,
+    DatasetChoice,
+    FusionRecipe,
+    Optimisation,
+    Recipe,
+    TextRecipe,
+    VoiceRecipe,
+    read_recipe,
+)
+from emostream.model.samples import LABELS
+from emostream.model.scorer import EmotionScorer, Item
+from emostream.model.training import train
 
 
 @pytest.fixture(scope="session")
 def data(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set in which one letter gives the emotion away."""
     folder = tmp_path_factory.mktemp("data")
     shutil.copytree(tiny_bert, folder / "encoder")
-    rows = [f'"{"the " * (i % 5)}{letter} so",{emotion}' for i in range(40) for emotion, letter in CODES.items()]
-    for split in ("train", "dev"):
-        (folder / f"{split}_sent_emo.csv").write_text("\n".join(["Utterance,Emotion", *rows]) + "\n")
+    write_meld(folder / "meld")
+    write_irony(folder / "tweeteval")
+    write_ravdess(folder / "ravdess")
     return folder
 
 
 RECIPE = Recipe(
     name="tiny",
     version="0",
-    encoder="encoder",
-    datasets=(DatasetChoice("meld", "."),),
-    window_tokens=32,
-    head_width=16,
-    epochs=6,
-    batch_size=8,
-    encoder_learning_rate=2e-3,
-    head_learning_rate=5e-3,
     precision="float32",
+    text=TextRecipe(
+        encoder="encoder",
+        datasets=(DatasetChoice("meld", "meld"), DatasetChoice("tweeteval/irony", "tweeteval")),
+        window_tokens=32,
+        head_width=16,
+        optimisation=Optimisation(epochs=6, batch_size=8, learning_rate=2e-3, head_learning_rate=5e-3),
+    ),
+    voice=VoiceRecipe(
+        datasets=(DatasetChoice("ravdess", "ravdess"),),
+        width_multiplier=0.25,
+        head_width=16,
+        crop_frames=96,
+        speeds=(1.0, 1.02),
+        mixup=0.2,
+        mask_frames=10,
+        mask_bands=4,
+        noise_db=(20.0, 40.0),
+        examples_per_epoch=144,
+        optimisation=Optimisation(epochs=6, batch_size=12, learning_rate=3e-3, head_learning_rate=3e-3),
+    ),
+    fusion=FusionRecipe(
+        head_width=32,
+        examples_per_epoch=480,
+        voice_dropout=0.2,
+        optimisation=Optimisation(epochs=4, batch_size=24, learning_rate=5e-3, head_learning_rate=5e-3),
+    ),
 )
 
 
@@ -46,49 +81,142 @@ RECIPE = Recipe(
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run")
-    steps: list[tuple[int, int]] = []
-    train(RECIPE, data=data, run=folder, device="cpu", on_step=lambda done, total, _: steps.append((done, total)))
-    assert steps == [(done, 90) for done in range(1, 91)]
+    steps: list[tuple[str, int, int]] = []
+    train(RECIPE, data=data, run=folder, device="cpu", on_step=lambda *step: steps.append(step[:3]))
+    for stage in ("text", "voice", "fusion"):
+        told = [(done, total) for name, done, total in steps if name == stage]
+        assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
     return folder
 
 
-def test_it_learns(run: Path) -> None:
-    scorer = TextScorer.load(run / "best", device="cpu", precision="float32")
-    outcomes = scorer.score(["the a so", "j so", "the the n so"]).outcomes
-    answers = [max(range(7), key=outcome.scores.__getitem__) for outcome in outcomes]
-    assert answers == [0, 3, 4]
+def best(scores: tuple[float, ...]) -> str:
+    return LABELS[scores.index(max(scores))]
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, tmp_path: Path) -> None:
+def test_every_path_learns(run: Path, data: Path) -> None:
+    scorer = EmotionScorer.load(run / "best", device="cpu", precision="float32")
+    clip = decode_recording(data / "ravdess" / "Actor_17" / "03-01-03-01-01-01-17.wav")
+    text, voice, both = scorer.score(
+        [Item(text="the a so"), Item(recording=clip), Item(text="j so", recording=clip)]
+    ).outcomes
+    assert [best(outcome.scores) for outcome in (text, voice, both)] == ["anger", "joy", "joy"]
+    assert text.attributes["irony"].label == "non_irony"
+    ironic = scorer.score([Item(text="so z the")]).outcomes[0]
+    assert ironic.attributes["irony"].label == "irony"
+
+
+def test_a_run_leaves_logs_curves_and_figures(run: Path) -> None:
+    for stage in ("text", "voice", "fusion"):
+        with (run / stage / "log.csv").open() as lines:
+            rows = list(csv.DictReader(lines))
+        assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
+        assert (run / stage / "curve.png").read_bytes().startswith(b"\x89PNG")
+    figures = [json.loads(file.read_text()) for file in (run / "figures").glob("*.json")]
+    assert {(figure["task"], tuple(figure["modalities"])) for figure in figures} == {
+        ("meld", ("text",)), ("tweeteval/irony", ("text",)), ("ravdess", ("voice",)),
+        ("pairs", ("text",)), ("pairs", ("voice",)), ("pairs", ("text", "voice")),
+    }  # fmt: skip
+    assert "meld" in (run / "figures" / "report.md").read_text()
+
+
+def test_what_is_shipped_scores_as_what_was_judged(run: Path, data: Path) -> None:
+    """int8 and the way through a folder change little: the checkpoint's own figures are the run's."""
+    scorer = EmotionScorer.load(run / "best", device="cpu", precision="float32")
+    for name, folder in (("meld", "meld"), ("ravdess", "ravdess"), ("tweeteval/irony", "tweeteval")):
+        judged = judge(scorer, read_dataset(name, data / folder, "dev"))
+        logged = json.loads((run / "figures" / f"{_stem(name)}.json").read_text())
+        assert judged.accuracy == pytest.approx(logged["accuracy"], abs=0.06)
+
+
+def _stem(name: str) -> str:
+    return {"meld": "meld-dev", "ravdess": "ravdess-dev-voice", "tweeteval/irony": "tweeteval-irony-dev"}[name]
+
+
+@pytest.mark.parametrize("stage", ["text", "voice"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, tmp_path: Path, stage: str) -> None:
     class Interrupted(Exception):
         pass
 
-    def interrupt(done: int, _total: int, _loss: float) -> None:
-        if done == 20:  # in the middle of the second epoch
+    def interrupt(name: str, done: int, total: int, _loss: float) -> None:
+        if name == stage and done == total // 2 + 1:  # in the middle of an epoch
             raise Interrupted
 
+    for earlier in ("text",) if stage == "voice" else ():
+        shutil.copytree(run / earlier, tmp_path / earlier)
     with pytest.raises(Interrupted):
         train(RECIPE, data=data, run=tmp_path, device="cpu", on_step=interrupt)
     train(RECIPE, data=data, run=tmp_path, device="cpu")
     whole, resumed = load_checkpoint(run / "best"), load_checkpoint(tmp_path / "best")
     for name, tensor in whole.network.state_dict().items():
-        torch.testing.assert_close(resumed.network.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(resumed.network.state_dict()[name], tensor, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_path: Path) -> None:
+    text = msgspec.structs.replace(
+        RECIPE.text, optimisation=msgspec.structs.replace(RECIPE.text.optimisation, epochs=2)
+    )
+    train(msgspec.structs.replace(RECIPE, voice=None, text=text), data=data, run=tmp_path, device="cpu")
+    scorer = EmotionScorer.load(tmp_path / "best", device="cpu")
+    assert scorer.score([Item(text="j so")]).outcomes[0].modalities == ("text",)
+
+
+def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(
+        RECIPE,
+        text=msgspec.structs.replace(
+            RECIPE.text, optimisation=msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
+        ),
+        voice=msgspec.structs.replace(
+            RECIPE.voice, optimisation=msgspec.structs.replace(RECIPE.voice.optimisation, epochs=1)
+        ),
+    )
+    folds = [train(short, data=data, run=tmp_path / str(k), device="cpu", fold=(k, 3)) for k in range(3)]
+    held = [evaluation.n for fold in folds for evaluation in fold if evaluation.task == "ravdess"]
+    assert sum(held) == 6 * 9, "every recording is held out once"
+
+
+def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
+    """As with two GPUs, on the CPU: torchrun, gradients averaged, one checkpoint."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "two"\nversion = "0"\nprecision = "float32"\n'
+        '[text]\nencoder = "encoder"\nwindow_tokens = 32\nhead_width = 16\n'
+        "optimisation = {epochs = 6, batch_size = 4, learning_rate = 2e-3, head_learning_rate = 5e-3}\n"
+        'datasets = [{name = "meld", folder = "meld"}]\n'
+        "[fusion]\nexamples_per_epoch = 240\n"
+        "optimisation = {epochs = 4, batch_size = 12, learning_rate = 5e-3, head_learning_rate = 5e-3}\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    emostream = str(Path(sys.executable).with_name("emostream"))
+    done = subprocess.run(
+        [*command, emostream, "train", "--data", data, "--out", tmp_path / "run", "--recipe", recipe],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scorer = EmotionScorer.load(tmp_path / "run" / "best", device="cpu")
+    answers = scorer.score([Item(text="a so"), Item(text="the j so")]).outcomes
+    assert [best(answer.scores) for answer in answers] == ["anger", "joy"]
 
 
 def test_a_folder_of_another_recipe_is_left_alone(run: Path, data: Path) -> None:
     with pytest.raises(RecipeError, match="another recipe"):
-        train(msgspec.structs.replace(RECIPE, epochs=9), data=data, run=run)
+        train(msgspec.structs.replace(RECIPE, seed=9), data=data, run=run)
 
 
-def test_every_row_comes_once_an_epoch_in_another_order() -> None:
-    rows = [msgspec.defstruct("Row", ["ids"])(ids=(0,) * (i % 9 + 1)) for i in range(1000)]
-    first, second = ([id(row) for batch in shuffled_batches(rows, 32, seed=seed) for row in batch] for seed in (1, 2))
-    assert sorted(first) == sorted(second) == sorted(map(id, rows))
-    assert first != second
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.name)
+def test_recipes_are_readable(recipe: Path) -> None:
+    assert read_recipe(recipe).text.datasets[0].name == "goemotions"
 
 
-def test_shipped_recipe_is_readable() -> None:
-    assert read_recipe(SHIPPED_RECIPE).datasets[0].name == "goemotions"
+def test_the_permissive_recipe_learns_from_permissive_data_alone() -> None:
+    recipe = read_recipe(RECIPES / "permissive.toml")
+    assert [choice.name for choice in recipe.text.datasets] == ["goemotions"]
+    assert recipe.voice is None
+
+
+def test_the_shipped_recipe_names_the_shipped_model() -> None:
+    shipped, recipe = load_checkpoint(SHIPPED_RECIPE.parents[1] / "weights").config, read_recipe(SHIPPED_RECIPE)
+    assert (shipped.name, shipped.version) == (recipe.name, recipe.version)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""A waveform -> the image that MobileNet sees: log Mel spectrogram and chromagram. Used by the scorer and by training.
+
+Computed in torch, batched, on the device that the model is on; equal to `librosa.feature.melspectrogram` and
+`librosa.feature.chroma_stft(tuning=0)` (tests compare). One Fourier transform per resolution: a short window every
+10 ms for the Mel bands, a long one every 30 ms for pitch classes, each of whose frames stands under three of the other.
+
+Legend: B recordings, S samples, F frames, M Mel bands (height of an image), P pitch classes, K channels, Q frequencies.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from librosa.effects import trim
+from librosa.filters import chroma, mel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+SAMPLE_RATE_HZ = 16_000
+HOP_SAMPLES = 160
+CHROMA_HOP_SAMPLES = 3 * HOP_SAMPLES
+FRAME_STEP = 32
+"""MobileNet halves an image five times: images are padded with silence to a multiple of this many frames."""
+
+LEAST_FRAMES = 96
+"""Shortest image, 0.96 s: what the AudioSet weights were trained on."""
+
+MOST_FRAMES = 384
+"""Longest image, 3.84 s. Longer recordings are cut into windows, whose pooled vectors are averaged."""
+
+OVERLAP_FRAMES = 96
+"""Frames that two neighbouring windows share."""
+
+VARIANTS = {"mel": ("mel",), "chroma": ("chroma",), "both": ("mel", "chroma")}
+"""The paper's three variants, as the channels of the image."""
+
+_MEL_BANDS = 64
+_MEL_FFT, _MEL_WINDOW = 512, 400
+_MEL_LOW_HZ, _MEL_HIGH_HZ = 125.0, 7500.0
+_LOG_OFFSET = 0.001
+_PITCH_CLASSES = 12
+_CHROMA_FFT = 2048
+_CPU_RECORDINGS = 4
+"""Recordings transformed at once on a CPU: their spectra stay in its cache, which measured 1.5 times all at once."""
+
+_SPEECH_RMS = 0.05
+"""Level that recordings are brought to (-26 dBFS): how loud somebody was recorded says nothing of how they feel."""
+
+_QUIET_DB = 40.0
+"""Beginnings and ends this far below the loudest frame are cut away."""
+
+
+class SpeechImages(nn.Module):
+    """Waveforms of one length -> images, on the device that the module is on.
+
+    Args:
+        variant: One of `VARIANTS`.
+    """
+
+    _mel_MQ: Tensor
+    _chroma_PQ: Tensor
+    _mel_window: Tensor
+    _chroma_window: Tensor
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.channels = VARIANTS[variant]
+        mel_MQ = mel(
+            sr=SAMPLE_RATE_HZ, n_fft=_MEL_FFT, n_mels=_MEL_BANDS, fmin=_MEL_LOW_HZ, fmax=_MEL_HIGH_HZ,
+            htk=True, norm=None,
+        )  # fmt: skip
+        chroma_PQ = chroma(sr=SAMPLE_RATE_HZ, n_fft=_CHROMA_FFT, tuning=0.0, n_chroma=_PITCH_CLASSES)
+        self._constant("_mel_MQ", torch.from_numpy(mel_MQ))
+        self._constant("_chroma_PQ", torch.from_numpy(chroma_PQ))
+        self._constant("_mel_window", torch.hann_window(_MEL_WINDOW))
+        self._constant("_chroma_window", torch.hann_window(_CHROMA_FFT))
+
+    def _constant(self, name: str, values: Tensor) -> None:
+        """Keep values on the module's device, but out of the checkpoint: they are computed, not learned."""
+        self.register_buffer(name, values.float().contiguous(), persistent=False)
+
+    def mel(self, wave_BS: Tensor) -> Tensor:
+        """Return the Mel spectrogram mel_BMF of magnitudes: 64 HTK bands, windows of 25 ms every 10 ms."""
+        power_BQF = _power(wave_BS, fft=_MEL_FFT, hop=HOP_SAMPLES, window=self._mel_window)
+        return self._mel_MQ @ power_BQF.sqrt()
+
+    def chroma(self, wave_BS: Tensor) -> Tensor:
+        """Return the chromagram chroma_BPF: energy per pitch class, each frame's largest 1, 128 ms every 30 ms."""
+        power_BQF = _power(wave_BS, fft=_CHROMA_FFT, hop=CHROMA_HOP_SAMPLES, window=self._chroma_window)
+        chroma_BPF = self._chroma_PQ @ power_BQF
+        peak_B1F = chroma_BPF.amax(1, keepdim=True)
+        return chroma_BPF / peak_B1F.masked_fill(peak_B1F < torch.finfo(torch.float32).tiny, 1.0)
+
+    def forward(self, wave_BS: Tensor) -> Tensor:
+        """Return images_BKFM for waveforms of one length, S a multiple of the hop; F = S / hop."""
+        if wave_BS.device.type != "cpu":
+            return self._images(wave_BS)
+        return torch.cat([self._images(part_BS) for part_BS in torch.split(wave_BS, _CPU_RECORDINGS)])
+
+    def _images(self, wave_BS: Tensor) -> Tensor:
+        frames_F = torch.arange(wave_BS.shape[1] // HOP_SAMPLES, device=wave_BS.device)
+        layers = []
+        if "mel" in self.channels:
+            layers.append(torch.log(self.mel(wave_BS)[:, :, : len(frames_F)] + _LOG_OFFSET))
+        if "chroma" in self.channels:
+            rows_M = torch.arange(_MEL_BANDS, device=wave_BS.device) * _PITCH_CLASSES // _MEL_BANDS
+            columns_F = frames_F * HOP_SAMPLES // CHROMA_HOP_SAMPLES
+            layers.append(self.chroma(wave_BS)[:, rows_M][:, :, columns_F])
+        return torch.stack(layers, dim=1).transpose(2, 3)
+
+
+def _power(wave_BS: Tensor, *, fft: int, hop: int, window: Tensor) -> Tensor:
+    """Return power_BQF: squared magnitudes of the short-time Fourier transform, frames centred as librosa's are."""
+    spectrum_BQF = torch.stft(
+        wave_BS, fft, hop_length=hop, win_length=window.shape[0], window=window, center=True, pad_mode="constant",
+        return_complex=True,
+    )  # fmt: skip
+    return (spectrum_BQF * spectrum_BQF.conj()).real  # a tenth of the time that abs() takes
+
+
+class ClipWindows(msgspec.Struct, frozen=True):
+    """One recording as the network reads it: waveforms of a whole number of frames, at one level."""
+
+    rows: tuple[NDArray[np.float32], ...]
+
+
+def cut_windows(waveform_S: NDArray[np.float32]) -> ClipWindows:
+    """Trim a recording's silent ends, bring it to one level and cut it into overlapping windows.
+
+    Args:
+        waveform_S: Mono, 16 kHz, not silent.
+    """
+    speech_S = level(waveform_S)
+    frames = math.ceil(len(speech_S) / HOP_SAMPLES)
+    step = MOST_FRAMES - OVERLAP_FRAMES
+    starts = range(0, max(frames - OVERLAP_FRAMES, 1), step)
+    return ClipWindows(rows=tuple(_window(speech_S, start) for start in starts))
+
+
+def level(waveform_S: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the recording without its silent ends, at the level that all recordings are brought to."""
+    speech_S, _ = trim(waveform_S, top_db=_QUIET_DB, frame_length=1024, hop_length=256)
+    rms = float(np.sqrt(np.mean(np.square(speech_S, dtype=np.float64))))
+    return np.asarray(speech_S * (_SPEECH_RMS / max(rms, 1e-9)), dtype=np.float32)
+
+
+def _window(speech_S: NDArray[np.float32], start_frame: int) -> NDArray[np.float32]:
+    """Return one window, filled up with silence to a whole number of steps."""
+    piece = speech_S[start_frame * HOP_SAMPLES : (start_frame + MOST_FRAMES) * HOP_SAMPLES]
+    frames = max(LEAST_FRAMES, math.ceil(len(piece) / HOP_SAMPLES / FRAME_STEP) * FRAME_STEP)
+    return np.pad(piece, (0, frames * HOP_SAMPLES - len(piece)))
+
+
+def stack_windows(rows: Sequence[NDArray[np.float32]]) -> Tensor:
+    """Return wave_BS of windows of one length."""
+    return torch.from_numpy(np.stack(rows))

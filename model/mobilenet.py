@@ -1,0 +1,149 @@
+"""MobileNetV1: depthwise separable convolutions (Howard et al. 2017, arXiv:1704.04861). The voice branch's body.
+
+It can start from nothing, or from AudioSet weights whose batch normalisation was folded into the convolutions
+(YAMNet, https://github.com/tensorflow/models/tree/master/research/audioset/yamnet).
+
+Legend: B images, K channels, F frames, M bands, V width of a pooled recording.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from emostream.model.errors import RecipeError
+
+_STEM_WIDTH = 32
+_BLOCKS = (
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1),
+    (1024, 2), (1024, 1),
+)  # fmt: skip
+"""Width and stride of each block at width multiplier 1 (table 1 of the paper)."""
+
+_NORM_EPSILON = 1e-4
+
+
+class MobileNet(nn.Module):
+    """Images -> one vector each.
+
+    Args:
+        channels: Channels of the image.
+        width_multiplier: Factor on the width of every layer.
+    """
+
+    def __init__(self, *, channels: int, width_multiplier: float = 1.0) -> None:
+        super().__init__()
+
+        def scaled(width: int) -> int:
+            return max(8, int(width * width_multiplier))
+
+        width = scaled(_STEM_WIDTH)
+        layers = [("layer1", _block(conv=_conv(channels, width, stride=2)))]
+        for number, (block_width, stride) in enumerate(_BLOCKS, start=2):
+            depthwise = _conv(width, width, stride=stride, groups=width)
+            pointwise = nn.Conv2d(width, scaled(block_width), 1, bias=False)
+            width = scaled(block_width)
+            layers.append((f"layer{number}", _block(depthwise=depthwise, pointwise=pointwise)))
+        self.layers = nn.Sequential(OrderedDict(layers))
+        self.width = width
+
+    def forward(self, images_BKFM: Tensor) -> Tensor:
+        """Return pooled_BV: the mean over the last layer's frames and bands."""
+        pooled_BV: Tensor = self.layers(images_BKFM).float().mean((2, 3))
+        return pooled_BV
+
+
+class _SamePad(nn.Module):
+    """TensorFlow's 'SAME' padding for a 3 x 3 kernel: even sizes at stride 2 are padded behind only."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self._stride = stride
+
+    def forward(self, images_BKFM: Tensor) -> Tensor:
+        padding: list[int] = []
+        for size in (images_BKFM.shape[3], images_BKFM.shape[2]):
+            total = max((-(-size // self._stride) - 1) * self._stride + 3 - size, 0)
+            padding += [total // 2, total - total // 2]
+        return functional.pad(images_BKFM, padding)
+
+
+def _conv(width_in: int, width_out: int, *, stride: int, groups: int = 1) -> nn.Module:
+    if stride == 1:
+        return nn.Conv2d(width_in, width_out, 3, padding=1, groups=groups, bias=False)
+    conv = nn.Conv2d(width_in, width_out, 3, stride=stride, groups=groups, bias=False)
+    return nn.Sequential(OrderedDict(pad=_SamePad(stride), conv=conv))
+
+
+def _block(**convolutions: nn.Module) -> nn.Sequential:
+    parts: list[tuple[str, nn.Module]] = []
+    for name, convolution in convolutions.items():
+        width = _bare(convolution).out_channels
+        norm = nn.BatchNorm2d(width, eps=_NORM_EPSILON)
+        parts += [(name, convolution), (f"{name}_norm", norm), (f"{name}_relu", nn.ReLU())]
+    return nn.Sequential(OrderedDict(parts))
+
+
+def _bare(convolution: nn.Module) -> nn.Conv2d:
+    return convolution if isinstance(convolution, nn.Conv2d) else convolution.conv  # type: ignore[return-value]
+
+
+def start_from_audioset(network: MobileNet, file: Path, *, images_BKFM: Tensor) -> None:
+    """Load AudioSet weights, and give back the batch normalisation that was folded into them.
+
+    The folded bias says what a layer's output was shifted by after normalisation, not what it was normalised with.
+    That is measured here: each layer's mean and variance over `images_BKFM` become its running statistics, and
+    its scale and shift are set so that the layer still computes what the folded one does, while from now on batches
+    normalise as in any training.
+
+    Args:
+        network: Of width multiplier 1. A channel beside the first, which the weights never saw, starts at zero.
+        file: Weights as in YAMNet's layout: `layerN.{conv,depthwise,pointwise}.{weight,bias}`.
+        images_BKFM: Images of real recordings, a few hundred.
+
+    Raises:
+        RecipeError: The file is missing or does not fit.
+    """
+    try:
+        folded = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"voice weights {file} cannot be loaded: {error}") from error
+    hooks = []
+    for layer_name, block in network.layers.named_children():
+        for part, convolution in block.named_children():
+            if part.endswith(("_norm", "_relu")):
+                continue
+            weight, bias = (folded.get(f"{layer_name}.{part}.{kind}") for kind in ("weight", "bias"))
+            own = _bare(convolution).weight
+            if weight is None or bias is None or weight.shape[0] != own.shape[0]:
+                raise RecipeError(
+                    f"voice weights {file} do not fit at {layer_name}.{part}; they need width multiplier 1"
+                )
+            with torch.no_grad():
+                own.zero_()
+                own[:, : weight.shape[1]] = weight.float()
+            norm = block.get_submodule(f"{part}_norm")
+            hooks.append(norm.register_forward_pre_hook(_unfold(bias.float())))
+    network.eval()
+    with torch.no_grad():
+        network(images_BKFM)
+    for hook in hooks:
+        hook.remove()
+
+
+def _unfold(bias: Tensor) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    """Return a hook that sets a normalisation by what reaches it, so that all it does is add the folded bias."""
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        scale = (variance + _NORM_EPSILON).sqrt()
+        norm.load_state_dict(
+            {"running_mean": mean, "running_var": variance, "weight": scale, "bias": bias + mean}, strict=False
+        )
+
+    return measure

@@ -1,0 +1,359 @@
+"""Figures -> what a person reads: tables on a terminal, Markdown, CSV and pictures. Called by the command line.
+
+Pictures are drawn without pyplot, so that no window system is asked for; matplotlib is imported by the functions that
+draw. "true" is always a row and "answer" a column.
+"""
+
+import csv
+import io
+import re
+import statistics
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import emoji
+import msgspec
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from emostream.model.evaluation import Evaluation
+    from emostream.model.training_loop import StageProgress
+
+TERMINAL_CLASSES = 8
+"""Classes up to which the confusion matrix fits a terminal of 80 columns."""
+
+_SHORT_LABEL = 5
+"""Characters of a label above a column of that matrix; counts may have six digits."""
+
+_CLASS_WIDTH = 36
+"""Characters of a class's name in the terminal's table of classes."""
+
+_LABEL_LINE = 18
+"""Characters after which a class's name is broken in a picture; it may take two lines."""
+
+_CELL_INCHES, _CHARACTER_INCHES = 0.62, 0.08
+"""Side of a cell in a picture, and width of a character of its labels, set in 9 points."""
+
+_DOTS_PER_INCH = 150
+
+_CORNER = "true \\ answer"
+
+_FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
+    "accuracy": lambda evaluation: evaluation.accuracy,
+    "WA": lambda evaluation: evaluation.wa,
+    "UAR": lambda evaluation: evaluation.uar,
+    "macro-F1": lambda evaluation: evaluation.macro_f1,
+    "ECE": lambda evaluation: evaluation.ece,
+}
+
+_LEGEND = (
+    "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
+    "share of the examples. UAR is the unweighted mean of the recalls. ECE is the expected calibration error of the "
+    "highest score; for it, lower is better."
+)
+
+
+def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
+    """Print an evaluation; it stays readable in 80 columns whatever the classes are called."""
+    left_out = f"; {evaluation.n_ambiguous} with several are left out" if evaluation.n_ambiguous else ""
+    console.print(
+        Text(_heading(evaluation), style="bold"),
+        Text(f"{evaluation.n} examples with one label{left_out}"),
+        Text("   ".join(f"{name} {figure(evaluation):.4f}" for name, figure in _FIGURES.items())),
+        Text(f"official metric: {evaluation.official.name} {evaluation.official.value:.4f}"),
+        sep="\n",
+    )
+    console.print(_class_table(evaluation))
+    if len(evaluation.labels) <= TERMINAL_CLASSES:
+        console.print(_confusion_table(evaluation))
+    else:
+        console.print(
+            f"The confusion matrix of {len(evaluation.labels)} classes is too wide for here; it stands in the files "
+            "of the report."
+        )
+
+
+def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures: Sequence[str] = ()) -> str:
+    """Return a Markdown document: a summary of all evaluations, then each one's classes and confusion matrix.
+
+    Args:
+        evaluations: In the order they shall stand in.
+        title: The heading.
+        pictures: Links to pictures of the confusion matrices, one per evaluation; none if not given.
+    """
+    head = ["data set", "split", "from", "n", *_FIGURES, "official metric", "value"]
+    # The calibration error comes last, apart from what is better when it is higher.
+    head.append(head.pop(head.index("ECE")))
+    parts = [f"# {_escape(title)}", _markdown_table(head, map(_summary_row, evaluations), text_columns=(0, 1, 2, 8))]
+    parts.append(_LEGEND)
+    for number, evaluation in enumerate(evaluations):
+        parts.append(f"## {_escape(_heading(evaluation))}")
+        if evaluation.n_ambiguous:
+            parts.append(
+                f"{evaluation.n_ambiguous} examples have several labels; they count in the official metric only."
+            )
+        parts.append(_markdown_classes(evaluation))
+        if pictures:
+            parts.append(f"![Confusion matrix of {_escape(_heading(evaluation))}]({pictures[number]})")
+        parts.append(_markdown_confusion(evaluation.labels, evaluation.confusion))
+    return "\n\n".join(parts) + "\n"
+
+
+def cross_validation_table(evaluations: "Sequence[Evaluation]") -> str:
+    """Return Markdown for the folds of one task: a row per fold, mean ± sample standard deviation, pooled confusion.
+
+    Raises:
+        ValueError: There is no fold, or the folds' classes differ.
+    """
+    confusion = pooled_confusion(evaluations)
+    rows = [
+        [str(fold), str(evaluation.n), *(f"{figure(evaluation):.4f}" for figure in _FIGURES.values())]
+        for fold, evaluation in enumerate(evaluations, start=1)
+    ]
+    total = sum(map(sum, confusion))
+    rows.append(["mean ± SD", str(total), *(_mean_and_deviation(map(f, evaluations)) for f in _FIGURES.values())])
+    right = sum(row[number] for number, row in enumerate(confusion))
+    return "\n\n".join(
+        (
+            _markdown_table(["fold", "n", *_FIGURES], rows, text_columns=(0,)),
+            f"All folds together: {right} of {total} right ({right / max(total, 1):.4f}).",
+            _markdown_confusion(evaluations[0].labels, confusion) + "\n",
+        )
+    )
+
+
+def pooled_confusion(evaluations: "Sequence[Evaluation]") -> list[list[int]]:
+    """Return the sum of the folds' confusion matrices.
+
+    Raises:
+        ValueError: There is no fold, or the folds' classes differ.
+    """
+    if len({evaluation.labels for evaluation in evaluations}) != 1:
+        raise ValueError("expected one or more folds, all of the same classes")
+    matrices = [evaluation.confusion for evaluation in evaluations]
+    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def confusion_csv(evaluation: "Evaluation") -> str:
+    """Return the confusion matrix as CSV: a header with the answers, then a row per true class."""
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow([_CORNER, *evaluation.labels])
+    table.writerows([label, *row] for label, row in zip(evaluation.labels, evaluation.confusion, strict=True))
+    return lines.getvalue()
+
+
+def save_confusion_png(evaluation: "Evaluation", file: Path) -> None:
+    """Draw the confusion matrix: counts as numbers, each row's shares as shades."""
+    from matplotlib.figure import Figure
+
+    classes = len(evaluation.labels)
+    side = _CELL_INCHES * max(classes, 4)
+    figure = Figure(figsize=(side + 3.3, side + 2.4), dpi=_DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    shares = [[count / max(sum(row), 1) for count in row] for row in evaluation.confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, counts in enumerate(evaluation.confusion):
+        for column, count in enumerate(counts):
+            # White on the darker half of the scale; a zero is there, but does not ask to be read.
+            colour = "white" if shares[row][column] > 0.5 else "#222222" if count else "#b0b0b0"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+    _label_classes(axes, evaluation.labels, upright_characters=round(side / classes / _CHARACTER_INCHES))
+    axes.set_title(f"{_heading(evaluation)}\nn = {evaluation.n:,}, accuracy {evaluation.accuracy:.4f}", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    bar.outline.set_visible(False)
+    _save(figure, file)
+
+
+def save_curve_png(progress: "StageProgress", file: Path) -> None:
+    """Draw accuracy per epoch for each data set and, below, the loss; the best epoch is marked.
+
+    Args:
+        progress: At least one finished epoch.
+        file: The PNG to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 6), dpi=_DOTS_PER_INCH, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
+    _draw_accuracies(upper, progress)
+    lower.plot([r.epoch for r in progress.epochs], [r.loss for r in progress.epochs], color="#444444", marker="o", ms=4)
+    upper.set_ylabel("accuracy")
+    lower.set_ylabel("training loss")
+    lower.set_xlabel("epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lower.set_xlim(progress.epochs[0].epoch - 0.5, progress.epochs[-1].epoch + 0.5)
+    for axes in (upper, lower):
+        axes.axvline(progress.best.epoch, color="#888888", linestyle=":", zorder=0)
+        axes.grid(axis="y", color="#e4e4e4", zorder=-1)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.text(
+        progress.best.epoch, 1.01, "best epoch", transform=upper.get_xaxis_transform(), ha="center", fontsize=9
+    )  # fmt: skip
+    handles, labels = upper.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    _save(figure, file)
+
+
+def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: str = "Evaluation") -> list[Path]:
+    """Write each evaluation as JSON, CSV and PNG, and `report.md` over all of them.
+
+    Args:
+        evaluations: Files are called TASK-SPLIT, with the modalities behind unless it was text alone, and a number
+            where the name would come twice.
+        folder: Where to; created if missing.
+        title: Heading of `report.md`.
+
+    Returns:
+        The files written, `report.md` last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    stems = list(_stems(evaluations))
+    for stem, evaluation in zip(stems, evaluations, strict=True):
+        as_json, as_csv, picture = (folder / f"{stem}.{kind}" for kind in ("json", "csv", "png"))
+        as_json.write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2) + b"\n")
+        as_csv.write_text(confusion_csv(evaluation), "utf-8")
+        save_confusion_png(evaluation, picture)
+        files += [as_json, as_csv, picture]
+    report = folder / "report.md"
+    report.write_text(markdown_report(evaluations, title=title, pictures=[f"{stem}.png" for stem in stems]), "utf-8")
+    return [*files, report]
+
+
+def _modalities(evaluation: "Evaluation") -> str:
+    return " and ".join(evaluation.modalities)
+
+
+def _heading(evaluation: "Evaluation") -> str:
+    return f"{evaluation.task} {evaluation.split}, from {_modalities(evaluation)}"
+
+
+def _stems(evaluations: "Sequence[Evaluation]") -> Iterator[str]:
+    """Yield a file name without ending for each evaluation, none twice."""
+    seen: Counter[str] = Counter()
+    for evaluation in evaluations:
+        modalities = () if evaluation.modalities == ("text",) else evaluation.modalities
+        stem = re.sub(r"[^\w.-]", "-", "-".join((evaluation.task, evaluation.split, *modalities)))
+        seen[stem] += 1
+        yield stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"
+
+
+def _class_table(evaluation: "Evaluation") -> Table:
+    table = Table(box=SIMPLE)
+    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=_CLASS_WIDTH)
+    for name in ("precision", "recall", "F1", "examples"):
+        table.add_column(name, justify="right")
+    for label in evaluation.labels:
+        table.add_row(Text(label), *_class_cells(evaluation, label))
+    return table
+
+
+def _class_cells(evaluation: "Evaluation", label: str) -> list[str]:
+    figures = evaluation.per_class[label]
+    return [f"{value:.3f}" for value in (figures.precision, figures.recall, figures.f1)] + [str(figures.support)]
+
+
+def _confusion_table(evaluation: "Evaluation") -> Table:
+    names, heads = list(evaluation.labels), [label[:_SHORT_LABEL] for label in evaluation.labels]
+    if len(set(heads)) < len(heads):
+        heads = [str(number) for number in range(1, len(names) + 1)]
+        names = [f"{head} {name}" for head, name in zip(heads, names, strict=True)]
+    table = Table(box=SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column(_CORNER, no_wrap=True, overflow="ellipsis", max_width=len(_CORNER))
+    for head in heads:
+        table.add_column(Text(head), justify="right", no_wrap=True)
+    for name, row in zip(names, evaluation.confusion, strict=True):
+        table.add_row(Text(name), *map(str, row))
+    return table
+
+
+def _summary_row(evaluation: "Evaluation") -> list[str]:
+    figures = [f"{figure(evaluation):.4f}" for figure in _FIGURES.values()]
+    official = evaluation.official
+    return [
+        evaluation.task, evaluation.split, _modalities(evaluation), str(evaluation.n), *figures[:-1], official.name,
+        f"{official.value:.4f}", figures[-1],
+    ]  # fmt: skip
+
+
+def _markdown_classes(evaluation: "Evaluation") -> str:
+    rows = ([label, *_class_cells(evaluation, label)] for label in evaluation.labels)
+    return _markdown_table(["class", "precision", "recall", "F1", "examples"], rows, text_columns=(0,))
+
+
+def _markdown_confusion(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    rows = ([label, *map(str, row)] for label, row in zip(labels, confusion, strict=True))
+    return _markdown_table([_CORNER, *labels], rows, text_columns=(0,))
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Sequence[int]) -> str:
+    """Return a table whose columns are numbers, right-aligned, but for those named."""
+    rule = ["---" if column in text_columns else "---:" for column in range(len(head))]
+    lines = [list(map(_escape, head)), rule, *(list(map(_escape, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line; underscores inside words mean nothing there."""
+    return re.sub(r"([\\|`*<\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def _mean_and_deviation(values: Iterable[float]) -> str:
+    figures = list(values)
+    mean = f"{statistics.fmean(figures):.4f}"
+    return f"{mean} ± {statistics.stdev(figures):.4f}" if len(figures) > 1 else mean
+
+
+def _label_classes(axes: "Axes", labels: Sequence[str], *, upright_characters: int) -> None:
+    """Write the classes along both axes, slanted below the columns if a line has too many characters for a cell."""
+    names = [textwrap.fill(_spelled(label), _LABEL_LINE, max_lines=2, placeholder=" …") for label in labels]
+    slanted = max(len(line) for name in names for line in name.split("\n")) > upright_characters
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    if slanted:
+        axes.tick_params(axis="x", rotation=45)
+        for tick in axes.get_xticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
+    axes.set_ylabel("true")
+    axes.set_xlabel("answer")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _spelled(label: str) -> str:
+    """Return a label with emoji as words: the font that matplotlib brings along has no emoji."""
+    words = emoji.demojize(label, delimiters=(" ", " "))
+    return label if words == label else " ".join(words.replace("_", " ").split())
+
+
+def _draw_accuracies(axes: "Axes", progress: "StageProgress") -> None:
+    """Draw a line per data set, named in the order in which the lines end, from the top."""
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for record in progress.epochs:
+        for evaluation in record.evaluations:
+            key = evaluation.task, _modalities(evaluation)
+            lines.setdefault(key, []).append((record.epoch, evaluation.accuracy))
+    tasks = Counter(task for task, _ in lines)
+    by_end = sorted(lines.items(), key=lambda item: -item[1][-1][1])
+    for number, ((task, modalities), points) in enumerate(by_end):
+        axes.plot(
+            [epoch for epoch, _ in points], [accuracy for _, accuracy in points], color=f"C{number % 10}",
+            linestyle="-" if number < 10 else "--", marker="o", markersize=4,
+            label=task if tasks[task] == 1 else f"{task}, from {modalities}",
+        )  # fmt: skip
+
+
+def _save(figure: "Figure", file: Path) -> None:
+    figure.savefig(file, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)

@@ -1,0 +1,73 @@
+"""Which examples a step of training sees, and how much they weigh. Used by the training stages.
+
+Legend: B examples of a batch, C classes.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from emostream.model.datasets import Dataset
+
+_CHUNK_BATCHES = 50
+"""Batches whose rows are sorted by length together: little padding, and still a fresh shuffle every epoch."""
+
+
+def shares(sizes: Sequence[int], *, total: int, power: float) -> list[int]:
+    """Return how many examples of each data set an epoch draws.
+
+    Args:
+        sizes: Examples that each data set has.
+        total: Examples of an epoch; 0 takes as many as there are.
+        power: A data set of n examples is drawn in proportion to n ** power.
+    """
+    weights = [size**power for size in sizes]
+    return [round((total or sum(sizes)) * weight / sum(weights)) for weight in weights]
+
+
+def draw(size: int, count: int, *, epoch: int, seed: int) -> Iterator[int]:
+    """Yield `count` of `size` indices for an epoch; over the epochs, all come equally often.
+
+    The epochs read one endless row of shuffles of all indices, each from where the last one stopped.
+    """
+    order: list[int] = []
+    for position in range(epoch * count, (epoch + 1) * count):
+        if position % size == 0 or not order:
+            order = random.Random(f"{seed} {position // size}").sample(range(size), size)
+        yield order[position % size]
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int, *, seed: int) -> Iterator[list[int]]:
+    """Yield every index once, in batches of rows of similar length, in an order that the seed decides."""
+    shuffler = random.Random(seed)
+    order = shuffler.sample(range(len(lengths)), len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * _CHUNK_BATCHES):
+        chunk = sorted(order[start : start + batch_size * _CHUNK_BATCHES], key=lengths.__getitem__)
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    shuffler.shuffle(batches)
+    yield from batches
+
+
+def soft_targets(labels: Sequence[tuple[int, ...]], classes: int, *, smoothing: float) -> Tensor:
+    """Return targets_BC: probability shared equally by the labels that raters named, a part of it spread over all."""
+    targets_BC = torch.full((len(labels), classes), smoothing / classes)
+    for row, named in enumerate(labels):
+        targets_BC[row, list(named)] += (1 - smoothing) / len(named)
+    return targets_BC
+
+
+def class_weights(dataset: Dataset, power: float, device: torch.device) -> dict[str, Tensor]:
+    """Return weights_C per head, (1 / frequency) ** power, with a mean of 1 over the data set's examples."""
+    weights: dict[str, Tensor] = {}
+    for head, labels in dataset.classes.items():
+        counts_C = torch.zeros(len(labels))
+        for example in dataset.examples:
+            if example.head == head:
+                counts_C[list(example.labels)] += 1 / len(example.labels)
+        counts_C = counts_C.clamp(min=1)
+        weights_C = (counts_C.sum() / counts_C) ** power
+        weights[head] = (weights_C * counts_C.sum() / (weights_C * counts_C).sum()).to(device)
+    return weights

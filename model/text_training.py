@@ -1,0 +1,212 @@
+"""The text stage: an encoder and a head per question, learned together from all data sets. Run by `training`.
+
+A batch mixes data sets; every text goes through the encoder once, and only the head that its labels belong to counts.
+
+Legend: B texts of a batch, T tokens, D width of a pooled text, C classes.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from emostream.model.batching import pad_rows
+from emostream.model.datasets import Dataset, Example, read_splits
+from emostream.model.device import autocast
+from emostream.model.encoder import load_pretrained_encoder, load_pretrained_tokenizer
+from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
+from emostream.model.network import TextBranch, build_heads, prepare_for_training
+from emostream.model.normalise import Normalisation
+from emostream.model.pooling import Compute, pool_texts
+from emostream.model.recipe import TextRecipe
+from emostream.model.samples import EMOTION
+from emostream.model.sampling import class_weights, draw, shares, shuffled_batches, soft_targets
+from emostream.model.training_loop import Stage
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One training text: the token ids of its first window, and where its loss is taken."""
+
+    ids: tuple[int, ...]
+    head: str
+    labels: tuple[int, ...]
+
+
+class TextStage(Stage):
+    """What the text stage learns, from what, and how it is judged.
+
+    Args:
+        recipe: The stage's part of the recipe.
+        data: Folder that data sets and encoder are relative to.
+        compute: Device and precision.
+        seed: Of the order of texts.
+        fold: (which fold is held out, how many there are), for cross-validation.
+    """
+
+    name = "text"
+
+    def __init__(
+        self, recipe: TextRecipe, *, data: Path, compute: Compute, seed: int, fold: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.optimisation = recipe.optimisation
+        self._recipe, self._compute, self._seed = recipe, compute, seed
+        encoder = str(data / recipe.encoder) if (data / recipe.encoder).is_dir() else recipe.encoder
+        self.tokenizer = load_pretrained_tokenizer(
+            encoder,
+            normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),
+            window_tokens=recipe.window_tokens,
+        )
+        splits = [read_splits(choice.name, data / choice.folder, fold=fold) for choice in recipe.datasets]
+        self._train_sets, self._dev_sets = [learned for learned, _ in splits], [held for _, held in splits]
+        train_sets = self._train_sets
+        self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
+        self.branch = TextBranch(load_pretrained_encoder(encoder))
+        prepare_for_training(self.branch.encoder)
+        self.heads = build_heads(
+            self.classes, width_in=self.branch.width, width=recipe.head_width, dropout=recipe.dropout
+        )
+        self._rows = [self._tokenise(dataset) for dataset in train_sets]
+        powers = [choice.class_weight_power for choice in recipe.datasets]
+        self._weights = [
+            class_weights(dataset, power, compute.device) for dataset, power in zip(train_sets, powers, strict=True)
+        ]
+        self.to(compute.device)
+
+    def _tokenise(self, dataset: Dataset) -> list[Row]:
+        """Return one row per text; of a long training text only the first window is learned from."""
+        windows = self.tokenizer.windows(dataset.texts)
+        return [
+            Row(ids=text.rows[0], head=example.head, labels=example.labels)
+            for text, example in zip(windows, dataset.examples, strict=True)
+        ]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch, on one device."""
+        return math.ceil(sum(self._draws()) / self.optimisation.batch_size)
+
+    def _draws(self) -> list[int]:
+        """Return how many texts of each data set an epoch has."""
+        sizes = [len(rows) for rows in self._rows]
+        return shares(sizes, total=self._recipe.examples_per_epoch, power=self._recipe.sampling_power)
+
+    def batches(self, epoch: int) -> Iterator[list[tuple[Row, int]]]:
+        """Yield batches of rows, each with the number of its data set."""
+        drawn = [
+            (rows[index], number)
+            for number, (rows, count) in enumerate(zip(self._rows, self._draws(), strict=True))
+            for index in draw(len(rows), count, epoch=epoch, seed=self._seed + number)
+        ]
+        lengths = [len(row.ids) for row, _ in drawn]
+        for batch in shuffled_batches(lengths, self.optimisation.batch_size, seed=self._seed + epoch):
+            yield [drawn[index] for index in batch]
+
+    def forward(self, batch: Sequence[tuple[Row, int]]) -> Tensor:
+        """Return the batch's mean loss."""
+        rows = [row for row, _ in batch]
+        ids_BT = pad_rows([row.ids for row in rows], pad_id=self.tokenizer.layout.pad_id).to(self._compute.device)
+        passes = [self._log_scores(ids_BT) for _ in range(2 if self._recipe.r_drop else 1)]
+        targets = self._targets(batch)
+        loss = torch.stack([_cross_entropy(log_scores, targets) for log_scores in passes]).mean()
+        if self._recipe.r_drop:
+            loss = loss + self._recipe.r_drop * _divergence(passes[0], passes[1], targets)
+        return loss / len(batch)
+
+    def _log_scores(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        with autocast(self._compute.device, self._compute.precision):
+            pooled_BD = self.branch(ids_BT)
+            logits = {name: head(pooled_BD) for name, head in self.heads.items()}
+        return {name: functional.log_softmax(logits_BC.float(), -1) for name, logits_BC in logits.items()}
+
+    def _targets(self, batch: Sequence[tuple[Row, int]]) -> dict[str, Tensor]:
+        """Return weighted targets_BC per head; rows of other heads are zero and cost nothing."""
+        smoothing, device = self.optimisation.label_smoothing, self._compute.device
+        targets = {name: torch.zeros(len(batch), len(labels), device=device) for name, labels in self.classes.items()}
+        for number, (row, dataset) in enumerate(batch):
+            target_C = soft_targets([row.labels], len(self.classes[row.head]), smoothing=smoothing)[0].to(device)
+            targets[row.head][number] = target_C * self._weights[dataset][row.head]
+        return targets
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Return AdamW's groups: one rate for the heads, falling downwards through the encoder's layers."""
+        settings = self.optimisation
+        depth = self.branch.encoder.config.num_hidden_layers
+        groups: list[dict[str, object]] = []
+        for name, parameter in self.named_parameters():
+            rate = settings.head_learning_rate
+            if name.startswith("branch."):
+                layer = int(name.split(".")[4]) if ".layer." in name else -1
+                rate = settings.learning_rate * settings.layer_decay ** (depth - 1 - layer)
+            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+            groups.append({"params": [parameter], "peak_rate": rate, "weight_decay": decay})
+        return groups
+
+    def judge(self) -> tuple[Evaluation, ...]:
+        """Evaluate each data set's development split, each head at its own best temperature."""
+        logits = self._dev_logits()
+        temperatures = _head_temperatures(self._dev_sets, logits)
+        return tuple(
+            evaluate_scores(dataset, torch.softmax(logits_NC / _column(dataset, temperatures), -1).numpy())
+            for dataset, logits_NC in zip(self._dev_sets, logits, strict=True)
+        )
+
+    def temperatures(self) -> dict[str, float]:
+        """Return the temperature of each head, fitted on all development examples that it answers."""
+        return _head_temperatures(self._dev_sets, self._dev_logits())
+
+    def pool(self, dataset: Dataset) -> Tensor:
+        """Return pooled_ND of a data set's texts."""
+        windows = self.tokenizer.windows(dataset.texts)
+        return pool_texts(self.branch, windows, pad_id=self.tokenizer.layout.pad_id, compute=self._compute)[0]
+
+    def emotion_sets(self, split: str) -> list[Dataset]:
+        """Return the data sets labelled with our seven labels, of the split `train` or `dev`."""
+        datasets = self._train_sets if split == "train" else self._dev_sets
+        return [dataset for dataset in datasets if EMOTION in dataset.classes]
+
+    def _dev_logits(self) -> list[Tensor]:
+        """Return logits_NC per development split, each text answered by the head that its labels belong to."""
+        return [self._head_logits(self.pool(dataset), dataset) for dataset in self._dev_sets]
+
+    @torch.no_grad()
+    def _head_logits(self, pooled_ND: Tensor, dataset: Dataset) -> Tensor:
+        answers = {name: self.heads[name](pooled_ND.to(self._compute.device)).cpu() for name in dataset.classes}
+        return torch.stack([answers[example.head][row] for row, example in enumerate(dataset.examples)])
+
+    def figure(self, evaluations: Sequence[Evaluation]) -> float:
+        """Return the mean of the official metrics: every data set counts alike."""
+        return sum(evaluation.official.value for evaluation in evaluations) / len(evaluations)
+
+
+def _head_temperatures(datasets: Sequence[Dataset], logits: Sequence[Tensor]) -> dict[str, float]:
+    rows: dict[str, list[tuple[Example, Tensor]]] = {}
+    for dataset, logits_NC in zip(datasets, logits, strict=True):
+        for example, logits_C in zip(dataset.examples, logits_NC, strict=True):
+            rows.setdefault(example.head, []).append((example, logits_C))
+    return {
+        head: fit_temperature(torch.stack([row for _, row in pairs]), [example for example, _ in pairs])
+        for head, pairs in rows.items()
+    }
+
+
+def _column(dataset: Dataset, temperatures: dict[str, float]) -> Tensor:
+    return torch.tensor([[temperatures[example.head]] for example in dataset.examples])
+
+
+def _cross_entropy(log_scores: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    """Return the summed loss of a batch."""
+    return -torch.stack([(targets[name] * log_scores[name]).sum() for name in log_scores]).sum()
+
+
+def _divergence(first: dict[str, Tensor], second: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    """Return the symmetric Kullback-Leibler divergence of two passes, summed over the rows that each head answers."""
+    parts = []
+    for name, p_BC in first.items():
+        q_BC, own_B1 = second[name], (targets[name].sum(-1, keepdim=True) > 0)
+        parts.append((own_B1 * (p_BC.exp() - q_BC.exp()) * (p_BC - q_BC)).sum() / 2)
+    return torch.stack(parts).sum()

@@ -1,0 +1,250 @@
+"""The loop that every training stage goes through: steps, rates, judging, resuming, logs. Stages say what they learn.
+
+Each epoch is judged on development data, and its state is kept in the stage's folder as safetensors, so that an
+interrupted run goes on where its last finished epoch ended:
+
+    progress.json                             how far it is, the figures so far
+    last.safetensors, optimiser.safetensors   state after the last finished epoch
+    best.safetensors                          the stage's weights after its best epoch
+    log.csv, curve.png                        loss, accuracy, official metric and ECE per epoch and data set
+
+Under torchrun each process takes its share of every epoch's batches, and DistributedDataParallel averages gradients.
+"""
+
+import csv
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from emostream.model.evaluation import Evaluation
+from emostream.model.pooling import Compute
+from emostream.model.recipe import Optimisation
+from emostream.model.report import save_curve_png
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int, float], None]
+"""Told after each step: stage, steps done, steps in all, loss."""
+
+BEST = "best.safetensors"
+_LAST, _OPTIMISER, _PROGRESS = "last.safetensors", "optimiser.safetensors", "progress.json"
+
+
+class EpochRecord(msgspec.Struct, frozen=True):
+    """One finished epoch; `figure` is what the best epoch is chosen by."""
+
+    epoch: int
+    loss: float
+    figure: float
+    evaluations: tuple[Evaluation, ...]
+
+
+class StageProgress(msgspec.Struct):
+    """How far a stage is; `progress.json`."""
+
+    epochs: list[EpochRecord] = []
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch with the highest figure, the earliest of equals."""
+        return max(self.epochs, key=lambda record: record.figure)
+
+
+class Stage(ABC, nn.Module):
+    """A stage of training: a module that maps a batch of its own kind to a loss."""
+
+    name: str
+    optimisation: Optimisation
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch, on one device."""
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """Yield an epoch's batches, the same ones whenever asked."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Return AdamW's groups, each with its `peak_rate`."""
+
+    @abstractmethod
+    def judge(self) -> tuple[Evaluation, ...]:
+        """Evaluate on development data."""
+
+    @abstractmethod
+    def figure(self, evaluations: Sequence[Evaluation]) -> float:
+        """Return what the best epoch is chosen by; higher is better."""
+
+
+def run_stage(
+    stage: Stage, *, folder: Path, compute: Compute, seed: int, on_step: Progress = lambda *_: None
+) -> StageProgress:
+    """Train a stage, or go on where `folder` says that it stopped; the stage ends with its best epoch's weights.
+
+    Args:
+        stage: What to train.
+        folder: Where the stage keeps its state.
+        compute: Device and precision.
+        seed: Of dropout and augmentation; batches are the stage's own.
+        on_step: Told about each step, for a progress bar.
+    """
+    trainer = _Trainer(stage, folder=folder, compute=compute)
+    while len(trainer.progress.epochs) < stage.optimisation.epochs:
+        trainer.train_epoch(seed, on_step)
+    stage.load_state_dict(load_file(folder / BEST, device=str(compute.device)))
+    stage.eval()
+    return trainer.progress
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's number and how many train together; (0, 1) outside torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Return the device of this process: under torchrun, the GPU with its local number."""
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write a value as JSON that a person can read."""
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+class _Trainer:
+    def __init__(self, stage: Stage, *, folder: Path, compute: Compute) -> None:
+        self._stage, self._folder, self._compute = stage, folder, compute
+        self._rank, self._world = processes()
+        self._loss_of = DistributedDataParallel(stage) if self._world > 1 else stage
+        self._optimiser = torch.optim.AdamW(stage.parameter_groups(), fused=True)
+        self.progress = StageProgress()
+        self._steps_per_epoch = stage.steps_per_epoch // self._world
+        self._steps_done = 0
+        self._resume()
+
+    def train_epoch(self, seed: int, on_step: Progress) -> None:
+        """Train one epoch, judge it, and keep its state."""
+        epoch, total = len(self.progress.epochs), self._stage.optimisation.epochs * self._steps_per_epoch
+        # Dropout is the same in a run that was interrupted, and another one in each process.
+        torch.manual_seed((seed + epoch) * self._world + self._rank)
+        self._stage.train()
+        loss_sum = 0.0
+        for step, batch in enumerate(self._own_batches(epoch), start=1):
+            loss = self._step(batch)
+            loss_sum += loss
+            on_step(self._stage.name, epoch * self._steps_per_epoch + step, total, loss)
+        self._stage.eval()
+        if self._rank == 0:
+            self._judge(epoch, loss=loss_sum / self._steps_per_epoch)
+        if self._world > 1:
+            torch.distributed.barrier()
+            self.progress = _read_progress(self._folder)
+
+    def _own_batches(self, epoch: int) -> Iterator[Any]:
+        """Yield this process's share; every process takes equally many steps."""
+        most = self._steps_per_epoch * self._world
+        for number, batch in enumerate(self._stage.batches(epoch)):
+            if number < most and number % self._world == self._rank:
+                yield batch
+
+    def _step(self, batch: Any) -> float:
+        loss: Tensor = self._loss_of(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["peak_rate"] * self._rate_factor(self._steps_done)
+        nn.utils.clip_grad_norm_(self._stage.parameters(), self._stage.optimisation.clip_norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self._steps_done += 1
+        return float(loss.detach())
+
+    def _rate_factor(self, step: int) -> float:
+        """Rise from 0 during warm-up, then fall linearly to 0."""
+        steps = self._stage.optimisation.epochs * self._steps_per_epoch
+        warm_up = max(1, round(steps * self._stage.optimisation.warm_up_share))
+        return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up), 1.0)
+
+    def _judge(self, epoch: int, *, loss: float) -> None:
+        evaluations = self._stage.judge()
+        record = EpochRecord(epoch + 1, loss, self._stage.figure(evaluations), evaluations)
+        self.progress.epochs.append(record)
+        _log.info("%s, epoch %d: loss %.4f, figure %.4f", self._stage.name, record.epoch, loss, record.figure)
+        for evaluation in evaluations:
+            _log.info(
+                "  %s dev, %s: accuracy %.4f, %s %.4f, ECE %.4f",
+                evaluation.task, "+".join(evaluation.modalities), evaluation.accuracy, evaluation.official.name,
+                evaluation.official.value, evaluation.ece,
+            )  # fmt: skip
+        state = {name: tensor.contiguous() for name, tensor in self._stage.state_dict().items()}
+        if self.progress.best is record:
+            save_file(state, self._folder / BEST)
+        save_file(state, self._folder / _LAST)
+        save_file(_flat_optimiser_state(self._optimiser), self._folder / _OPTIMISER)
+        _write_log(self._folder / "log.csv", self.progress)
+        save_curve_png(self.progress, self._folder / "curve.png")
+        # Last, because its presence says that the epoch is complete.
+        write_json(self._folder / _PROGRESS, self.progress)
+
+    def _resume(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not (self._folder / _PROGRESS).exists():
+            return
+        self.progress = _read_progress(self._folder)
+        self._stage.load_state_dict(load_file(self._folder / _LAST, device=str(self._compute.device)))
+        _restore_optimiser_state(self._optimiser, load_file(self._folder / _OPTIMISER))
+        self._steps_done = len(self.progress.epochs) * self._steps_per_epoch
+        _log.info("%s: %d of %d epochs are done", self._stage.name, len(self.progress.epochs),
+                  self._stage.optimisation.epochs)  # fmt: skip
+
+
+def _read_progress(folder: Path) -> StageProgress:
+    return msgspec.json.decode((folder / _PROGRESS).read_bytes(), type=StageProgress)
+
+
+def _write_log(file: Path, progress: StageProgress) -> None:
+    columns = [
+        f"{evaluation.task} {'+'.join(evaluation.modalities)} {name}"
+        for evaluation in progress.epochs[0].evaluations
+        for name in ("accuracy", "official", "ECE")
+    ]
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        table = csv.writer(lines)
+        table.writerow(["epoch", "loss", "figure", *columns])
+        for record in progress.epochs:
+            figures = [
+                value
+                for evaluation in record.evaluations
+                for value in (evaluation.accuracy, evaluation.official.value, evaluation.ece)
+            ]
+            table.writerow([record.epoch, *(f"{value:.4f}" for value in (record.loss, record.figure, *figures))])
+
+
+def _flat_optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's tensors by `PARAMETER.NAME`, as safetensors wants them."""
+    state = optimiser.state_dict()["state"]
+    return {f"{i}.{name}": tensor.contiguous() for i, values in state.items() for name, tensor in values.items()}
+
+
+def _restore_optimiser_state(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,90 @@
+"""MobileNet, and the way from weights with folded batch normalisation to weights that can be trained."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from emostream.model.errors import RecipeError
+from emostream.model.mobilenet import MobileNet, start_from_audioset
+
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+
+@pytest.fixture(scope="session")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in the layout of YAMNet's, at random: their own size, so that nothing fits by chance."""
+    torch.manual_seed(3)
+    weights = {"layer1.conv.weight": torch.randn(32, 1, 3, 3) / 3, "layer1.conv.bias": torch.randn(32)}
+    for number, (before, after) in enumerate(itertools.pairwise(WIDTHS), start=2):
+        weights[f"layer{number}.depthwise.weight"] = torch.randn(before, 1, 3, 3) / 2
+        weights[f"layer{number}.depthwise.bias"] = torch.randn(before) / 2
+        weights[f"layer{number}.pointwise.weight"] = torch.randn(after, before, 1, 1) * (2 / before) ** 0.5
+        weights[f"layer{number}.pointwise.bias"] = torch.randn(after) / 2
+    file = tmp_path_factory.mktemp("yamnet") / "folded.safetensors"
+    save_file(weights, file)
+    return file
+
+
+def run_folded(file: Path, images: torch.Tensor) -> torch.Tensor:
+    """The folded network, written out once more, plainly."""
+    from safetensors.torch import load_file
+
+    weights = load_file(file)
+
+    def same(inputs: torch.Tensor, stride: int) -> torch.Tensor:
+        rows, columns = (max((-(-size // stride) - 1) * stride + 3 - size, 0) for size in inputs.shape[2:])
+        return functional.pad(inputs, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    out = functional.conv2d(
+        same(images, 2), weights["layer1.conv.weight"], weights["layer1.conv.bias"], stride=2
+    ).relu()
+    for number, stride in enumerate(STRIDES, start=2):
+        kernel, bias = (weights[f"layer{number}.depthwise.{kind}"] for kind in ("weight", "bias"))
+        out = functional.conv2d(same(out, stride), kernel, bias, stride=stride, groups=kernel.shape[0]).relu()
+        kernel, bias = (weights[f"layer{number}.pointwise.{kind}"] for kind in ("weight", "bias"))
+        out = functional.conv2d(out, kernel, bias).relu()
+    return out.mean((2, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_unfolded_weights_compute_what_folded_ones_did(folded: Path, channels: int) -> None:
+    torch.manual_seed(4)
+    images = torch.randn(8, channels, 96, 64)
+    network = MobileNet(channels=channels)
+    start_from_audioset(network, folded, images_BKFM=images)
+    fresh = torch.randn(4, channels, 128, 64)
+    with torch.no_grad():
+        ours, theirs = network.eval()(fresh), run_folded(folded, fresh[:, :1])
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_unfolded_normalisation_is_at_home_on_what_it_was_measured_on(folded: Path) -> None:
+    """In training, batches normalise by themselves: on the measured images that is the same function again."""
+    torch.manual_seed(5)
+    images = torch.randn(32, 1, 96, 64)
+    network = MobileNet(channels=1)
+    start_from_audioset(network, folded, images_BKFM=images)
+    with torch.no_grad():
+        still, moving = network.eval()(images), network.train()(images)
+    torch.testing.assert_close(moving, still, rtol=1e-2, atol=1e-2 * float(still.abs().max()))
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_width_multiplier_narrows_every_layer() -> None:
+    full, quarter = MobileNet(channels=2), MobileNet(channels=2, width_multiplier=0.25)
+    assert (full.width, quarter.width) == (1024, 256)
+    assert sum(p.numel() for p in quarter.parameters()) < sum(p.numel() for p in full.parameters()) / 10
+    assert quarter.eval()(torch.randn(1, 2, 96, 64)).shape == (1, 256)
+
+
+def test_weights_that_do_not_fit_are_named(folded: Path, tmp_path: Path) -> None:
+    images = torch.randn(1, 1, 96, 64)
+    with pytest.raises(RecipeError, match="width multiplier 1"):
+        start_from_audioset(MobileNet(channels=1, width_multiplier=0.5), folded, images_BKFM=images)
+    with pytest.raises(RecipeError, match=r"none\.safetensors"):
+        start_from_audioset(MobileNet(channels=1), tmp_path / "none.safetensors", images_BKFM=images)

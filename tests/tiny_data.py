@@ -1,0 +1,51 @@
+"""Small data sets in the published layouts, in which one letter, or one tone, gives the emotion away."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 16_000
+LETTERS = {"anger": "a", "joy": "j", "neutral": "n"}
+_RAVDESS = {"anger": ("05", 900), "joy": ("03", 2_000), "neutral": ("01", 300)}
+
+
+def write_meld(folder: Path) -> None:
+    """Write MELD's CSV files, 120 lines each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [f'"{"the " * (i % 5)}{letter} so",{emotion}' for i in range(40) for emotion, letter in LETTERS.items()]
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}_sent_emo.csv").write_text("\n".join(["Utterance,Emotion", *rows]) + "\n")
+
+
+def write_irony(folder: Path) -> None:
+    """Write TweetEval's irony task: a z is ironic."""
+    task = folder / "irony"
+    task.mkdir(parents=True, exist_ok=True)
+    (task / "mapping.txt").write_text("0\tnon_irony\n1\tirony\n")
+    for split in ("train", "val", "test"):
+        (task / f"{split}_text.txt").write_text("so z the\nso q the\n" * 20)
+        (task / f"{split}_labels.txt").write_text("1\n0\n" * 20)
+
+
+def write_ravdess(folder: Path, *, actors: tuple[int, ...] = (1, 2, 3, 4, 17, 18)) -> None:
+    """Write recordings of a second in RAVDESS' layout: an emotion has a pitch, an actor moves it a little."""
+    noise = np.random.default_rng(1)
+    for actor in actors:
+        place = folder / f"Actor_{actor:02d}"
+        place.mkdir(parents=True, exist_ok=True)
+        for code, pitch in _RAVDESS.values():
+            for take in range(1, 4):
+                write_tone(place / f"03-01-{code}-01-01-{take:02d}-{actor:02d}.wav", pitch * (1 + actor / 200), noise)
+
+
+def write_tone(file: Path, pitch_hz: float, noise: np.random.Generator, *, seconds: float = 1.0) -> None:
+    """Write a tone that swells and fades, with some noise."""
+    time = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    swelling = 0.3 * (1 + np.sin(2 * np.pi * 3 * time + noise.uniform(0, 6)))
+    tone = swelling * np.sin(2 * np.pi * pitch_hz * time) + noise.normal(0, 0.02, len(time))
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SAMPLE_RATE_HZ)
+        out.writeframes((np.clip(tone, -1, 1) * 32_000).astype("<i2").tobytes())
