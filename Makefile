@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo up test check lint links types layers format schemas docs bench clean
+.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-scorer bench-features clean
 
 help: ## List what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/installed ## Set up .venv with pinned dependencies and the `emostream` command
 
@@ -58,6 +58,12 @@ docs: install ## Write the table of settings in the README anew
 
 bench: install ## Posts per second: the bare model, and from posts to emotions and Redis
 	$(BIN)/python tests/bench/bench_pipeline.py
+
+bench-scorer: install ## The bare model: texts and recordings a second, by precision and group size
+	$(BIN)/python tests/bench/bench_scorer.py
+
+bench-features: install ## Images of speech: ours beside librosa, clip by clip
+	$(BIN)/python tests/bench/bench_features.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

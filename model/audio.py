@@ -179,7 +179,7 @@ def _is_open_ended_wav(head: bytes) -> bool:
 def _decode(file: BinaryIO, *, open_ended: bool) -> tuple[NDArray[np.float32], bool]:
     """Return the waveform, up to a frame longer than `MOST_SECONDS`, and whether something of it was lost."""
     _bound_allocations()
-    with av.open(_Unnamed(file), mode="r", container_options=_OPTIONS, metadata_errors="replace") as container:
+    with av.open(file, mode="r", container_options=_OPTIONS, metadata_errors="replace") as container:
         stream = _audio_stream(container)
         decoding = _Decoding(container, stream, open_ended=open_ended)
         blocks: list[NDArray[np.float32]] = []
@@ -350,25 +350,6 @@ def _mono(frame: AudioFrame) -> str:
     names = [channel.name for channel in frame.layout.channels]
     heard = [i for i, name in enumerate(names) if not name.startswith("LFE")] or list(range(len(names)))
     return "mono|c0=" + "+".join(f"{1 / len(heard):.6f}*c{i}" for i in heard)
-
-
-class _Unnamed:
-    """A file as ffmpeg may see it: its name would count as a hint to the format, and its seeking must not raise.
-
-    PyAV keeps an exception from here for its next call in this thread, which may be about another recording.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.read = file.read
-        self.tell = file.tell
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Return the new position, or -1 where there is none such."""
-        try:
-            return self._file.seek(offset, whence)
-        except (OSError, ValueError):
-            return -1
 
 
 @functools.cache

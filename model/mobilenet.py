@@ -1,16 +1,18 @@
 """MobileNetV1: depthwise separable convolutions (Howard et al. 2017, arXiv:1704.04861). The voice branch's body.
 
-It can start from nothing, or from AudioSet weights whose batch normalisation was folded into the convolutions
-(YAMNet, https://github.com/tensorflow/models/tree/master/research/audioset/yamnet).
+It can start from nothing, from AudioSet weights whose batch normalisation was folded into the convolutions (YAMNet,
+https://github.com/tensorflow/models/tree/master/research/audioset/yamnet), or from ImageNet weights (timm).
 
 Legend: B images, K channels, F frames, M bands, V width of a pooled recording.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -93,47 +95,91 @@ def _bare(convolution: nn.Module) -> nn.Conv2d:
     return convolution if isinstance(convolution, nn.Conv2d) else convolution.conv  # type: ignore[return-value]
 
 
-def start_from_audioset(network: MobileNet, file: Path, *, images_BKFM: Tensor) -> None:
-    """Load AudioSet weights, and give back the batch normalisation that was folded into them.
+def load_pretrained(name_or_file: str) -> dict[str, Tensor]:
+    """Return pretrained weights: a safetensors file, or a model of timm's on the Hugging Face hub.
+
+    Raises:
+        RecipeError: Nothing of that name is to be had.
+    """
+    try:
+        file = Path(name_or_file)
+        return load_file(file if file.is_file() else hf_hub_download(name_or_file, "model.safetensors"))
+    except (OSError, SafetensorError, HFValidationError) as error:
+        raise RecipeError(f"voice weights {name_or_file!r} cannot be loaded: {error}") from error
+
+
+def start_from(network: MobileNet, weights: Mapping[str, Tensor], *, images_BKFM: Tensor) -> None:
+    """Let a network start from AudioSet or ImageNet weights, told apart by their names.
+
+    Args:
+        network: Of the width multiplier that the weights have.
+        weights: What `load_pretrained` gave.
+        images_BKFM: Images of real recordings, a few hundred; AudioSet weights need them.
+
+    Raises:
+        RecipeError: The weights do not fit.
+    """
+    if "conv_stem.weight" in weights:
+        _start_from_imagenet(network, weights)
+    else:
+        _start_from_audioset(network, weights, images_BKFM=images_BKFM)
+
+
+def _start_from_audioset(network: MobileNet, folded: Mapping[str, Tensor], *, images_BKFM: Tensor) -> None:
+    """Load AudioSet weights (`layerN.{conv,depthwise,pointwise}.{weight,bias}`), and undo their folding.
 
     The folded bias says what a layer's output was shifted by after normalisation, not what it was normalised with.
     That is measured here: each layer's mean and variance over `images_BKFM` become its running statistics, and
     its scale and shift are set so that the layer still computes what the folded one does, while from now on batches
-    normalise as in any training.
-
-    Args:
-        network: Of width multiplier 1. A channel beside the first, which the weights never saw, starts at zero.
-        file: Weights as in YAMNet's layout: `layerN.{conv,depthwise,pointwise}.{weight,bias}`.
-        images_BKFM: Images of real recordings, a few hundred.
-
-    Raises:
-        RecipeError: The file is missing or does not fit.
+    normalise as in any training. A channel beside the first, which the weights never saw, starts at zero.
     """
-    try:
-        folded = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"voice weights {file} cannot be loaded: {error}") from error
     hooks = []
-    for layer_name, block in network.layers.named_children():
-        for part, convolution in block.named_children():
-            if part.endswith(("_norm", "_relu")):
-                continue
-            weight, bias = (folded.get(f"{layer_name}.{part}.{kind}") for kind in ("weight", "bias"))
-            own = _bare(convolution).weight
-            if weight is None or bias is None or weight.shape[0] != own.shape[0]:
-                raise RecipeError(
-                    f"voice weights {file} do not fit at {layer_name}.{part}; they need width multiplier 1"
-                )
-            with torch.no_grad():
-                own.zero_()
-                own[:, : weight.shape[1]] = weight.float()
-            norm = block.get_submodule(f"{part}_norm")
-            hooks.append(norm.register_forward_pre_hook(_unfold(bias.float())))
+    for name, convolution, norm in _convolutions(network):
+        weight = _fitting(folded.get(f"{name}.weight"), convolution.weight, name)
+        bias = folded.get(f"{name}.bias", torch.zeros(len(weight)))
+        with torch.no_grad():
+            convolution.weight.zero_()
+            convolution.weight[:, : weight.shape[1]] = weight.float()
+        hooks.append(norm.register_forward_pre_hook(_unfold(bias.float())))
     network.eval()
     with torch.no_grad():
         network(images_BKFM)
     for hook in hooks:
         hook.remove()
+
+
+def _start_from_imagenet(network: MobileNet, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of timm's MobileNetV1; each channel of ours starts from the mean over red, green and blue."""
+    depths = (1, 2, 2, 6, 2)
+    blocks = [f"blocks.{stage}.{number}" for stage, depth in enumerate(depths) for number in range(depth)]
+    sources = [("conv_stem", "bn1")]
+    for block in blocks:
+        sources += [(f"{block}.conv_dw", f"{block}.bn1"), (f"{block}.conv_pw", f"{block}.bn2")]
+    for (name, convolution, norm), (source, source_norm) in zip(_convolutions(network), sources, strict=True):
+        weight = weights.get(f"{source}.weight")
+        if name == "layer1.conv" and weight is not None:
+            weight = weight.mean(1, keepdim=True).expand(-1, convolution.weight.shape[1], -1, -1)
+        with torch.no_grad():
+            convolution.weight.copy_(_fitting(weight, convolution.weight, source))
+        state = {key.removeprefix(f"{source_norm}."): value for key, value in weights.items()
+                 if key.startswith(f"{source_norm}.")}  # fmt: skip
+        norm.load_state_dict(state, strict=False)
+
+
+def _convolutions(network: MobileNet) -> Iterator[tuple[str, nn.Conv2d, nn.Module]]:
+    """Yield each convolution with its name and its normalisation, from the image on."""
+    for layer_name, block in network.layers.named_children():
+        for part, module in block.named_children():
+            if not part.endswith(("_norm", "_relu")):
+                yield f"{layer_name}.{part}", _bare(module), block.get_submodule(f"{part}_norm")
+
+
+def _fitting(weight: Tensor | None, own: Tensor, name: str) -> Tensor:
+    if weight is None or weight.shape[0] != own.shape[0] or weight.shape[2:] != own.shape[2:]:
+        raise RecipeError(
+            f"voice weights do not fit at {name}: the recipe's width multiplier must be that of the weights"
+        )
+    return weight
 
 
 def _unfold(bias: Tensor) -> Callable[[nn.Module, tuple[Tensor]], None]:

@@ -90,7 +90,8 @@ class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         datasets: What it learns from.
         variant: `mel`, `chroma` or `both`, as in the paper.
         width_multiplier: MobileNet's.
-        weights: AudioSet weights to start from, relative to `--data`; empty starts from nothing.
+        weights: What MobileNet starts from: YAMNet's AudioSet weights, a file relative to `--data`; or ImageNet weights
+            by timm's name on the hub, such as `timm/mobilenetv1_100.ra4_e3600_r224_in1k`; empty starts from nothing.
         head_width: Units of the dense layer.
         dropout: Dropout in the head.
         examples_per_epoch: Recordings drawn for one epoch; 0 draws as many as there are.

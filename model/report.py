@@ -1,32 +1,27 @@
 """Figures -> what a person reads: tables on a terminal, Markdown, CSV and pictures. Called by the command line.
 
-Pictures are drawn without pyplot, so that no window system is asked for; matplotlib is imported by the functions that
-draw. "true" is always a row and "answer" a column.
+"true" is always a row and "answer" a column. Pictures are drawn by `pictures`.
 """
 
 import csv
 import io
 import re
 import statistics
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import emoji
 import msgspec
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from emostream.model.pictures import heading, modalities_of, save_confusion_png
 
+if TYPE_CHECKING:
     from emostream.model.evaluation import Evaluation
-    from emostream.model.training_loop import StageProgress
 
 TERMINAL_CLASSES = 8
 """Classes up to which the confusion matrix fits a terminal of 80 columns."""
@@ -36,14 +31,6 @@ _SHORT_LABEL = 5
 
 _CLASS_WIDTH = 36
 """Characters of a class's name in the terminal's table of classes."""
-
-_LABEL_LINE = 18
-"""Characters after which a class's name is broken in a picture; it may take two lines."""
-
-_CELL_INCHES, _CHARACTER_INCHES = 0.62, 0.08
-"""Side of a cell in a picture, and width of a character of its labels, set in 9 points."""
-
-_DOTS_PER_INCH = 150
 
 _CORNER = "true \\ answer"
 
@@ -66,7 +53,7 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Print an evaluation; it stays readable in 80 columns whatever the classes are called."""
     left_out = f"; {evaluation.n_ambiguous} with several are left out" if evaluation.n_ambiguous else ""
     console.print(
-        Text(_heading(evaluation), style="bold"),
+        Text(heading(evaluation), style="bold"),
         Text(f"{evaluation.n} examples with one label{left_out}"),
         Text("   ".join(f"{name} {figure(evaluation):.4f}" for name, figure in _FIGURES.items())),
         Text(f"official metric: {evaluation.official.name} {evaluation.official.value:.4f}"),
@@ -96,14 +83,14 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
     parts = [f"# {_escape(title)}", _markdown_table(head, map(_summary_row, evaluations), text_columns=(0, 1, 2, 8))]
     parts.append(_LEGEND)
     for number, evaluation in enumerate(evaluations):
-        parts.append(f"## {_escape(_heading(evaluation))}")
+        parts.append(f"## {_escape(heading(evaluation))}")
         if evaluation.n_ambiguous:
             parts.append(
                 f"{evaluation.n_ambiguous} examples have several labels; they count in the official metric only."
             )
         parts.append(_markdown_classes(evaluation))
         if pictures:
-            parts.append(f"![Confusion matrix of {_escape(_heading(evaluation))}]({pictures[number]})")
+            parts.append(f"![Confusion matrix of {_escape(heading(evaluation))}]({pictures[number]})")
         parts.append(_markdown_confusion(evaluation.labels, evaluation.confusion))
     return "\n\n".join(parts) + "\n"
 
@@ -152,60 +139,6 @@ def confusion_csv(evaluation: "Evaluation") -> str:
     return lines.getvalue()
 
 
-def save_confusion_png(evaluation: "Evaluation", file: Path) -> None:
-    """Draw the confusion matrix: counts as numbers, each row's shares as shades."""
-    from matplotlib.figure import Figure
-
-    classes = len(evaluation.labels)
-    side = _CELL_INCHES * max(classes, 4)
-    figure = Figure(figsize=(side + 3.3, side + 2.4), dpi=_DOTS_PER_INCH, layout="constrained")
-    axes = figure.add_subplot()
-    shares = [[count / max(sum(row), 1) for count in row] for row in evaluation.confusion]
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, counts in enumerate(evaluation.confusion):
-        for column, count in enumerate(counts):
-            # White on the darker half of the scale; a zero is there, but does not ask to be read.
-            colour = "white" if shares[row][column] > 0.5 else "#222222" if count else "#b0b0b0"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
-    _label_classes(axes, evaluation.labels, upright_characters=round(side / classes / _CHARACTER_INCHES))
-    axes.set_title(f"{_heading(evaluation)}\nn = {evaluation.n:,}, accuracy {evaluation.accuracy:.4f}", fontsize=11)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    bar.outline.set_visible(False)
-    _save(figure, file)
-
-
-def save_curve_png(progress: "StageProgress", file: Path) -> None:
-    """Draw accuracy per epoch for each data set and, below, the loss; the best epoch is marked.
-
-    Args:
-        progress: At least one finished epoch.
-        file: The PNG to write.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(10, 6), dpi=_DOTS_PER_INCH, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
-    _draw_accuracies(upper, progress)
-    lower.plot([r.epoch for r in progress.epochs], [r.loss for r in progress.epochs], color="#444444", marker="o", ms=4)
-    upper.set_ylabel("accuracy")
-    lower.set_ylabel("training loss")
-    lower.set_xlabel("epoch")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    lower.set_xlim(progress.epochs[0].epoch - 0.5, progress.epochs[-1].epoch + 0.5)
-    for axes in (upper, lower):
-        axes.axvline(progress.best.epoch, color="#888888", linestyle=":", zorder=0)
-        axes.grid(axis="y", color="#e4e4e4", zorder=-1)
-        axes.spines[["top", "right"]].set_visible(False)
-    upper.text(
-        progress.best.epoch, 1.01, "best epoch", transform=upper.get_xaxis_transform(), ha="center", fontsize=9
-    )  # fmt: skip
-    handles, labels = upper.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    _save(figure, file)
-
-
 def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: str = "Evaluation") -> list[Path]:
     """Write each evaluation as JSON, CSV and PNG, and `report.md` over all of them.
 
@@ -230,14 +163,6 @@ def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: s
     report = folder / "report.md"
     report.write_text(markdown_report(evaluations, title=title, pictures=[f"{stem}.png" for stem in stems]), "utf-8")
     return [*files, report]
-
-
-def _modalities(evaluation: "Evaluation") -> str:
-    return " and ".join(evaluation.modalities)
-
-
-def _heading(evaluation: "Evaluation") -> str:
-    return f"{evaluation.task} {evaluation.split}, from {_modalities(evaluation)}"
 
 
 def _stems(evaluations: "Sequence[Evaluation]") -> Iterator[str]:
@@ -283,7 +208,7 @@ def _summary_row(evaluation: "Evaluation") -> list[str]:
     figures = [f"{figure(evaluation):.4f}" for figure in _FIGURES.values()]
     official = evaluation.official
     return [
-        evaluation.task, evaluation.split, _modalities(evaluation), str(evaluation.n), *figures[:-1], official.name,
+        evaluation.task, evaluation.split, modalities_of(evaluation), str(evaluation.n), *figures[:-1], official.name,
         f"{official.value:.4f}", figures[-1],
     ]  # fmt: skip
 
@@ -314,46 +239,3 @@ def _mean_and_deviation(values: Iterable[float]) -> str:
     figures = list(values)
     mean = f"{statistics.fmean(figures):.4f}"
     return f"{mean} ± {statistics.stdev(figures):.4f}" if len(figures) > 1 else mean
-
-
-def _label_classes(axes: "Axes", labels: Sequence[str], *, upright_characters: int) -> None:
-    """Write the classes along both axes, slanted below the columns if a line has too many characters for a cell."""
-    names = [textwrap.fill(_spelled(label), _LABEL_LINE, max_lines=2, placeholder=" …") for label in labels]
-    slanted = max(len(line) for name in names for line in name.split("\n")) > upright_characters
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_xticks(range(len(names)), names, fontsize=9)
-    if slanted:
-        axes.tick_params(axis="x", rotation=45)
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")
-    axes.set_ylabel("true")
-    axes.set_xlabel("answer")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _spelled(label: str) -> str:
-    """Return a label with emoji as words: the font that matplotlib brings along has no emoji."""
-    words = emoji.demojize(label, delimiters=(" ", " "))
-    return label if words == label else " ".join(words.replace("_", " ").split())
-
-
-def _draw_accuracies(axes: "Axes", progress: "StageProgress") -> None:
-    """Draw a line per data set, named in the order in which the lines end, from the top."""
-    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for record in progress.epochs:
-        for evaluation in record.evaluations:
-            key = evaluation.task, _modalities(evaluation)
-            lines.setdefault(key, []).append((record.epoch, evaluation.accuracy))
-    tasks = Counter(task for task, _ in lines)
-    by_end = sorted(lines.items(), key=lambda item: -item[1][-1][1])
-    for number, ((task, modalities), points) in enumerate(by_end):
-        axes.plot(
-            [epoch for epoch, _ in points], [accuracy for _, accuracy in points], color=f"C{number % 10}",
-            linestyle="-" if number < 10 else "--", marker="o", markersize=4,
-            label=task if tasks[task] == 1 else f"{task}, from {modalities}",
-        )  # fmt: skip
-
-
-def _save(figure: "Figure", file: Path) -> None:
-    figure.savefig(file, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)

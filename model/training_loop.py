@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emostream.model.evaluation import Evaluation
+from emostream.model.pictures import save_curve_png
 from emostream.model.pooling import Compute
 from emostream.model.recipe import Optimisation
-from emostream.model.report import save_curve_png
 
 _log = logging.getLogger(__name__)
 

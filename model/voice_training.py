@@ -21,7 +21,7 @@ from emostream.model.device import autocast
 from emostream.model.errors import DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.features import HOP_SAMPLES, SAMPLE_RATE_HZ, ClipWindows, cut_windows, level
-from emostream.model.mobilenet import start_from_audioset
+from emostream.model.mobilenet import load_pretrained, start_from
 from emostream.model.network import Head, VoiceBranch
 from emostream.model.pooling import Compute, pool_clips
 from emostream.model.recipe import VoiceRecipe
@@ -72,7 +72,9 @@ class VoiceStage(Stage):
             width_in=self.branch.width, width=recipe.head_width, dropout=recipe.dropout, classes=len(LABELS)
         )
         if recipe.weights:
-            start_from_audioset(self.branch.body, data / recipe.weights, images_BKFM=self._some_images())
+            file = data / recipe.weights
+            weights = load_pretrained(str(file) if file.is_file() else recipe.weights)
+            start_from(self.branch.body, weights, images_BKFM=self._some_images())
         self.to(compute.device)
         self.branch.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
 

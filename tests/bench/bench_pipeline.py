@@ -36,11 +36,11 @@ from emostream.streams.stack import embedded_stack
 
 BARE = """
 import json, sys, time
-from emostream.model.scorer import TextScorer
+from emostream.model.scorer import EmotionScorer, Item
 import torch
-texts = sorted(json.load(sys.stdin), key=len)
+texts = [Item(text=text) for text in sorted(json.load(sys.stdin), key=len)]
 torch.set_num_threads(int(sys.argv[1]))
-scorer = TextScorer.load(precision=sys.argv[2])
+scorer = EmotionScorer.load(precision=sys.argv[2])
 scorer.warm_up()
 batches = [texts[i : i + 256] for i in range(0, len(texts), 256)]
 scorer.score(batches[len(batches) // 2])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from emostream.model.errors import RecipeError
-from emostream.model.mobilenet import MobileNet, start_from_audioset
+from emostream.model.mobilenet import MobileNet, load_pretrained, start_from
 
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -56,7 +56,7 @@ def test_unfolded_weights_compute_what_folded_ones_did(folded: Path, channels: i
     torch.manual_seed(4)
     images = torch.randn(8, channels, 96, 64)
     network = MobileNet(channels=channels)
-    start_from_audioset(network, folded, images_BKFM=images)
+    start_from(network, load_pretrained(str(folded)), images_BKFM=images)
     fresh = torch.randn(4, channels, 128, 64)
     with torch.no_grad():
         ours, theirs = network.eval()(fresh), run_folded(folded, fresh[:, :1])
@@ -68,7 +68,7 @@ def test_unfolded_normalisation_is_at_home_on_what_it_was_measured_on(folded: Pa
     torch.manual_seed(5)
     images = torch.randn(32, 1, 96, 64)
     network = MobileNet(channels=1)
-    start_from_audioset(network, folded, images_BKFM=images)
+    start_from(network, load_pretrained(str(folded)), images_BKFM=images)
     with torch.no_grad():
         still, moving = network.eval()(images), network.train()(images)
     torch.testing.assert_close(moving, still, rtol=1e-2, atol=1e-2 * float(still.abs().max()))
@@ -82,9 +82,38 @@ def test_width_multiplier_narrows_every_layer() -> None:
     assert quarter.eval()(torch.randn(1, 2, 96, 64)).shape == (1, 256)
 
 
+def test_imagenet_weights_fill_every_layer() -> None:
+    """In timm's names and order, of a width of 0.25; the stem reads three colours."""
+    torch.manual_seed(6)
+    source = MobileNet(channels=3, width_multiplier=0.25)
+    for module in source.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.running_mean)
+    theirs: dict[str, torch.Tensor] = {}
+    places = [f"blocks.{stage}.{n}" for stage, depth in enumerate((1, 2, 2, 6, 2)) for n in range(depth)]
+    for layer, place in zip(source.layers.children(), ["", *places], strict=True):
+        names = {"conv": ("conv_stem", "bn1"), "depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}
+        for part, (conv, norm) in names.items():
+            for key, value in layer.state_dict().items():
+                target = conv if key.startswith(f"{part}.") else norm if key.startswith(f"{part}_norm.") else None
+                if target is not None:
+                    theirs[f"{place}.{target}.{key.rsplit('.', 1)[1]}".lstrip(".")] = value
+    network = MobileNet(channels=2, width_multiplier=0.25)
+    start_from(network, theirs, images_BKFM=torch.empty(0))
+    grey = torch.randn(2, 1, 96, 64)
+    with torch.no_grad():
+        # A grey picture in three colours is to the source what it is to us in two channels at three halves of its size.
+        expected, ours = source.eval()(grey.expand(-1, 3, -1, -1)), network.eval()(1.5 * grey.expand(-1, 2, -1, -1))
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_weights_that_do_not_fit_are_named(folded: Path, tmp_path: Path) -> None:
     images = torch.randn(1, 1, 96, 64)
-    with pytest.raises(RecipeError, match="width multiplier 1"):
-        start_from_audioset(MobileNet(channels=1, width_multiplier=0.5), folded, images_BKFM=images)
-    with pytest.raises(RecipeError, match=r"none\.safetensors"):
-        start_from_audioset(MobileNet(channels=1), tmp_path / "none.safetensors", images_BKFM=images)
+    with pytest.raises(RecipeError, match="width multiplier"):
+        start_from(MobileNet(channels=1, width_multiplier=0.5), load_pretrained(str(folded)), images_BKFM=images)
+    (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(RecipeError, match=r"broken\.safetensors"):
+        load_pretrained(str(tmp_path / "broken.safetensors"))
+    with pytest.raises(RecipeError, match="nobody"):
+        load_pretrained(str(tmp_path / "nobody" / "has" / "this"))

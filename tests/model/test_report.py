@@ -13,14 +13,13 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from emostream.model.evaluation import ClassFigures, Evaluation, Official
+from emostream.model.pictures import save_confusion_png, save_curve_png
 from emostream.model.report import (
     confusion_csv,
     cross_validation_table,
     markdown_report,
     pooled_confusion,
     print_evaluation,
-    save_confusion_png,
-    save_curve_png,
     write_reports,
 )
 from emostream.model.samples import LABELS

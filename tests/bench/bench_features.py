@@ -1,0 +1,87 @@
+"""Images of speech: ours, batched in torch, beside librosa called clip by clip, on the same cores in one run.
+
+Both compute a Mel spectrogram and a chromagram of the same numbers (tests compare). Run with `make bench-features`;
+the recordings are the project's spoken examples, or those in a folder: `--clips FOLDER`.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from emostream.model.audio import decode_recording
+from emostream.model.features import (
+    CHROMA_HOP_SAMPLES,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    SpeechImages,
+    cut_windows,
+    stack_windows,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "clips"
+
+
+def windows(folder: Path, count: int) -> list[np.ndarray]:
+    """Return `count` windows as the network reads them, those of the folder's recordings in turn."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".ogg", ".flac", ".wav"))[:count]
+    rows = [row for file in files for row in cut_windows(decode_recording(file).waveform).rows]
+    return [rows[i % len(rows)] for i in range(count)]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, default=EXAMPLES)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = windows(arguments.clips, arguments.count)
+    lengths = sorted({len(row) for row in rows})
+    batches = [stack_windows([row for row in rows if len(row) == length]) for length in lengths]
+    images = SpeechImages("both")
+
+    def ours() -> None:
+        for wave_BS in batches:
+            images(wave_BS)
+
+    def theirs() -> None:
+        for row in rows:
+            librosa.feature.melspectrogram(
+                y=row, sr=SAMPLE_RATE_HZ, n_fft=512, win_length=400, hop_length=HOP_SAMPLES, n_mels=64, fmin=125,
+                fmax=7500, htk=True, norm=None, power=1.0,
+            )  # fmt: skip
+            librosa.feature.chroma_stft(y=row, sr=SAMPLE_RATE_HZ, tuning=0, n_fft=2048, hop_length=CHROMA_HOP_SAMPLES)
+
+    rounds = [(seconds(ours), seconds(theirs)) for _ in range(arguments.rounds + 1)][1:]
+    ours_s, theirs_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    total_s = sum(len(row) for row in rows) / SAMPLE_RATE_HZ
+    table = Table("", "ms a window", "audio seconds a second", "ratio")
+    table.add_row("librosa", f"{1000 * theirs_s / len(rows):.2f}", f"{total_s / theirs_s:,.0f}", "1")
+    table.add_row(
+        "emostream", f"{1000 * ours_s / len(rows):.2f}", f"{total_s / ours_s:,.0f}", f"{theirs_s / ours_s:.1f}"
+    )
+    console = Console()
+    console.print(
+        f"{len(rows)} windows of {total_s / len(rows):.2f} s on average, {torch.get_num_threads()} threads, "
+        f"median of {arguments.rounds} rounds"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
