@@ -7,6 +7,7 @@ Any number of threads may decode at once; each recording takes one.
 import ctypes
 import functools
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -259,12 +260,11 @@ class _Decoding:
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Yield blocks of samples; what cannot be decoded is left out."""
-        for frame in self._frames():
+        for frame in itertools.chain(self._frames(), (None,)):
             try:
                 yield from self._mix(frame)
             except av.FFmpegError:
                 self.damaged = True
-        yield from self._rest()
 
     def _frames(self) -> Iterator[AudioFrame]:
         packets = self._container.demux(self._stream)
@@ -282,17 +282,16 @@ class _Decoding:
                 self.damaged = True
         self.damaged = True
 
-    def _mix(self, frame: AudioFrame) -> Iterator[NDArray[np.float32]]:
-        if frame.sample_rate not in RATES_HZ or frame.layout.nb_channels > MOST_CHANNELS:
+    def _mix(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
+        if frame and (frame.sample_rate not in RATES_HZ or frame.layout.nb_channels > MOST_CHANNELS):
             self.damaged = True
             return
-        if self._mixer is None or not self._mixer.takes(frame):
-            yield from self._rest()
-            self._mixer = _Mixer(frame)
-        yield from self._mixer.mix(frame)
-
-    def _rest(self) -> Iterator[NDArray[np.float32]]:
-        return self._mixer.mix(None) if self._mixer else iter(())
+        if self._mixer and not (frame and self._mixer.takes(frame)):
+            mixer, self._mixer = self._mixer, None
+            yield from mixer.mix(None)
+        if frame:
+            self._mixer = self._mixer or _Mixer(frame)
+            yield from self._mixer.mix(frame)
 
 
 class _Mixer:

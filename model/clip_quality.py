@@ -19,7 +19,7 @@ VOICE_FRAMES = 7
 silence."""
 
 SILENCE_DBFS = -55.0
-"""A recording is silent where its `VOICE_FRAMES`-th loudest frame stays below. The quietest of RAVDESS reaches
+"""A recording is silent where its `VOICE_FRAMES`-th loudest frame stays below it. The quietest of RAVDESS reaches
 -56.4, of TESS -37. Brought to a peak of -60 dBFS, all are flagged; to a mean power of -60 dBFS, 72 % of TESS and
 EmoDB and 1 % of RAVDESS, whose pauses are long. At -50, 3 % of RAVDESS would be flagged as it is."""
 
@@ -62,7 +62,7 @@ def quality_flags(waveform: NDArray[np.float32]) -> tuple[str, ...]:
     framed = np.pad(waveform, (0, short)) if short else waveform[: waveform.size // FRAME_SAMPLES * FRAME_SAMPLES]
     frames = framed.reshape(-1, FRAME_SAMPLES)
     levels_db = 10 * np.log10(np.square(frames).mean(axis=1) + _TINY)
-    if _is_silent(levels_db):
+    if _voice_db(levels_db) < SILENCE_DBFS:
         return (FLAG_SILENCE,)
     if waveform.size < JUDGED_SECONDS * SAMPLE_RATE_HZ:
         return ()
@@ -71,9 +71,10 @@ def quality_flags(waveform: NDArray[np.float32]) -> tuple[str, ...]:
     return ()
 
 
-def _is_silent(levels_db: NDArray[np.float32]) -> bool:
-    loud = min(VOICE_FRAMES, levels_db.size)
-    return bool(np.partition(levels_db, -loud)[-loud] < SILENCE_DBFS)
+def _voice_db(levels_db: NDArray[np.float32]) -> float:
+    """Return the level that is reached for the length of a syllable, or for half of a clip that is shorter than two."""
+    frames = min(VOICE_FRAMES, (levels_db.size + 1) // 2)
+    return float(np.partition(levels_db, -frames)[-frames])
 
 
 def _is_clipped(waveform: NDArray[np.float32]) -> bool:
@@ -84,7 +85,8 @@ def _is_clipped(waveform: NDArray[np.float32]) -> bool:
 
 def _is_steady(levels_db: NDArray[np.float32]) -> bool:
     quiet_db, loud_db = np.quantile(levels_db, (0.1, 0.9))
-    return bool(loud_db - quiet_db < LEAST_RANGE_DB)
+    # One word in a minute of silence is louder than its loud tenth.
+    return bool(max(loud_db, _voice_db(levels_db)) - quiet_db < LEAST_RANGE_DB)
 
 
 def _is_noise(frames: NDArray[np.float32]) -> bool:

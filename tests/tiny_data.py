@@ -28,6 +28,29 @@ def write_irony(folder: Path) -> None:
         (task / f"{split}_labels.txt").write_text("1\n0\n" * 20)
 
 
+def write_goemotions(folder: Path) -> None:
+    """Write GoEmotions with its seven labels."""
+    folder.mkdir(parents=True)
+    (folder / "labels.txt").write_text("anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n")
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.tsv").write_text("so glad\t3\tx\ngrr\t0\ty\n" * 8)
+
+
+def write_tweeteval(folder: Path, *, classes: dict[str, tuple[str, ...]]) -> None:
+    """Write all seven tasks of TweetEval, a tweet per class and split."""
+    for head, labels in classes.items():
+        if head == "semeval2018_ec":
+            continue
+        task = folder / head.replace("tweet_emotion", "emotion")
+        task.mkdir(parents=True)
+        mapping = "".join(f"{number}\t{label}\n" for number, label in enumerate(labels))
+        (task / "mapping.txt").write_text(mapping)
+        (task.parent / "mapping.txt").write_text(mapping)  # stance has one for all its targets
+        for split in ("train", "val", "test"):
+            (task / f"{split}_text.txt").write_text("".join(f"what a day {label}\n" for label in labels))
+            (task / f"{split}_labels.txt").write_text("".join(f"{number}\n" for number in range(len(labels))))
+
+
 def write_ravdess(folder: Path, *, actors: tuple[int, ...] = (1, 2, 3, 4, 17, 18)) -> None:
     """Write recordings of a second in RAVDESS' layout: an emotion has a pitch, an actor moves it a little."""
     noise = np.random.default_rng(1)

@@ -15,6 +15,8 @@ from emostream.connectors.messages import encode_post
 from emostream.model.samples import LABELS
 from emostream.streams.settings import Settings
 
+CLIPS = Path(__file__).parents[2] / "docs" / "examples" / "clips"
+
 
 def command(settings: Settings, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return a command line and its environment."""
@@ -108,8 +110,25 @@ def test_predict_needs_no_kafka(settings: Settings) -> None:
     done = emostream(away, "predict", "--json", "i am so happy for you", "this makes me furious")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["emotion"] for answer in answers] == ["joy", "anger"]
+    assert answers[1]["attributes"]["sentiment"]["label"] == "negative"
     piped = emostream(away, "predict", "-", input="what a sad, sad day\n\n")
     assert "sadness" in piped.stdout
+
+
+def test_predict_takes_recordings_and_pairs(settings: Settings, tmp_path: Path) -> None:
+    clip = str(CLIPS / "parcel.ogg")
+    done = emostream(settings, "predict", "--json", "you lost my parcel", "--clip", clip, "--together")
+    (pair,) = map(json.loads, done.stdout.splitlines())
+    assert (pair["modalities"], pair["text"], pair["clip"]) == (["text", "voice"], "you lost my parcel", clip)
+    noise = tmp_path / "noise.ogg"
+    noise.write_bytes(b"OggS" + bytes(range(200)))
+    apart = emostream(settings, "predict", "--json", "so glad", "--clip", clip, "--clip", str(noise))
+    assert [json.loads(line)["modalities"] for line in apart.stdout.splitlines()] == [["text"], ["voice"]]
+    assert apart.returncode == 1
+    assert "noise.ogg: audio_undecodable" in apart.stderr
+    uneven = emostream(settings, "predict", "one", "two", "--clip", clip, "--together")
+    assert uneven.returncode == 2
+    assert "make no pairs" in " ".join(uneven.stderr.split())
 
 
 def test_evaluate_prints_json(settings: Settings, tmp_path: Path) -> None:
@@ -119,6 +138,8 @@ def test_evaluate_prints_json(settings: Settings, tmp_path: Path) -> None:
     done = emostream(settings, "evaluate", "--task", "meld", "--data", str(tmp_path), "--json")
     result = json.loads(done.stdout)
     assert (result["task"], result["split"], result["n"], result["accuracy"]) == ("meld", "test", 3, 1.0)
+    fields = ("macro_f1", "uar", "wa", "ece", "official", "per_class", "confusion")
+    assert all(field in result for field in fields)
     shown = emostream(settings, "evaluate", "--task", "meld", "--data", str(tmp_path))
     assert "macro-F1" in shown.stdout
     missing = emostream(settings, "evaluate", "--task", "goemotions", "--data", str(tmp_path))

@@ -343,6 +343,18 @@ def test_a_cut_mp4_in_fragments_is_heard() -> None:
     assert heard.damaged
 
 
+def test_a_recording_may_change_its_rate_and_layout() -> None:
+    """Two bare AACs, one behind the other, are one: radio does that between programmes."""
+    first = encode(voice(1, 44_100)[None], rate_hz=44_100, container="adts", codec="aac")
+    both = np.repeat(voice(1, 48_000)[None], 2, axis=0)
+    second = encode(both, rate_hz=48_000, container="adts", codec="aac", layout="stereo")
+    heard = decode_recording(first + second)
+    assert heard.seconds == pytest.approx(decode_recording(first).seconds + decode_recording(second).seconds, abs=0.1)
+    behind = heard.waveform[-decode_recording(second).waveform.size :]
+    again = Recording(waveform=behind, seconds=1, truncated=False, damaged=False)
+    assert likeness(again, seconds=1) > 0.97
+
+
 @pytest.mark.parametrize("name", ["flac", "mp3", "aac", "webm"])
 def test_what_stands_before_a_broken_tail_is_heard(name: str) -> None:
     whole = recording(name)

@@ -73,14 +73,14 @@ async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytes
         "import os\n"
         "if os.path.exists(os.environ['BROKEN_DEVICE']):\n"
         "    os.remove(os.environ['BROKEN_DEVICE'])\n"
-        "    from emostream.model.scorer import TextScorer\n"
-        "    compute, calls = TextScorer.compute, []\n"
+        "    from emostream.model.scorer import EmotionScorer\n"
+        "    compute, calls = EmotionScorer.compute, []\n"
         "    def failing(self, batch):\n"
         "        calls.append(1)\n"
         "        if len(calls) > 2:  # its warm-up went well\n"
         "            raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
         "        return compute(self, batch)\n"
-        "    TextScorer.compute = failing\n"
+        "    EmotionScorer.compute = failing\n"
     )
     broken.touch()
     monkeypatch.setenv("BROKEN_DEVICE", str(broken))
