@@ -18,7 +18,8 @@ from librosa.filters import chroma, mel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-SAMPLE_RATE_HZ = 16_000
+from emostream.model.audio import SAMPLE_RATE_HZ
+
 HOP_SAMPLES = 160
 CHROMA_HOP_SAMPLES = 3 * HOP_SAMPLES
 FRAME_STEP = 32

@@ -9,6 +9,7 @@ Legend: B examples of a batch, N examples, D width of a pooled text, V of a pool
 import math
 import random
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import msgspec
 import torch
@@ -86,6 +87,9 @@ class FusionStage(Stage):
         own = {split: [pair for each in voices[split] if (pair := _own_pairs(each, text))] for split in _SPLITS}
         self._text_ND, self._text_labels = _stack([pool.text_ND for pool in texts["train"]], texts["train"])
         self._voice_NV, self._voice_labels = _stack([pool.voice_NV for pool in voices["train"]], voices["train"])
+        sizes = [len(pool.dataset.examples) for pool in texts["train"]]
+        self._text_sets = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        self._text_odds = [size**recipe.sampling_power for size in sizes]
         self._texts_by_label, self._clips_by_label = _by_label(self._text_labels), _by_label(self._voice_labels)
         self._own_text_ND, _ = _stack([pool.text_ND for pool in own["train"]], own["train"])
         self._own_voice_NV, self._own_labels = _stack([pool.voice_NV for pool in own["train"]], own["train"])
@@ -112,14 +116,17 @@ class FusionStage(Stage):
         part = self.optimisation.batch_size // 3
         for _ in range(self.steps_per_epoch):
             if not self._voice_labels:
-                yield _Batch(texts=_choose(chance, len(self._text_labels), 3 * part))
+                yield _Batch(texts=self._choose_texts(chance, 3 * part))
                 continue
             yield _Batch(
-                texts=_choose(chance, len(self._text_labels), part),
+                texts=self._choose_texts(chance, part),
                 clips=_choose(chance, len(self._voice_labels), part),
                 own_pairs=_choose(chance, len(self._own_labels), part) if self._own_labels else [],
                 matched_pairs=[self._match(chance) for _ in range(part)] if self._recipe.match_by_label else [],
             )
+
+    def _choose_texts(self, chance: random.Random, count: int) -> list[int]:
+        return [chance.choice(rows) for rows in chance.choices(self._text_sets, self._text_odds, k=count)]
 
     def _match(self, chance: random.Random) -> tuple[int, int]:
         """Return a text and a recording of one label, which is drawn as texts have it or as recordings have it."""

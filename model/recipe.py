@@ -132,6 +132,7 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         head_width: Units of the dense layer.
         dropout: The paper's 0.3.
         examples_per_epoch: Texts, recordings and pairs of an epoch, a third each.
+        sampling_power: As in the text stage, for texts alone.
         match_by_label: Pair texts and recordings of the same label where no data set has pairs of its own.
         voice_dropout: Share of a pair's voice vector that is dropped: the branch knows its own training speakers
             better than any it will meet, and the head must not trust it as much.
@@ -141,6 +142,7 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     head_width: int = 256
     dropout: float = 0.3
     examples_per_epoch: int = 60_000
+    sampling_power: float = 1.0
     match_by_label: bool = True
     voice_dropout: float = 0.0
 

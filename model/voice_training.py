@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from emostream.model.audio import decode_recording
+from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
 from emostream.model.datasets import Dataset, read_splits
 from emostream.model.device import autocast
 from emostream.model.errors import DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
-from emostream.model.features import HOP_SAMPLES, SAMPLE_RATE_HZ, ClipWindows, cut_windows, level
+from emostream.model.features import HOP_SAMPLES, ClipWindows, cut_windows, level
 from emostream.model.mobilenet import load_pretrained, start_from
 from emostream.model.network import Head, VoiceBranch
 from emostream.model.pooling import Compute, pool_clips

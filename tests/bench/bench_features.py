@@ -17,11 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emostream.model.audio import decode_recording
+from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
 from emostream.model.features import (
     CHROMA_HOP_SAMPLES,
     HOP_SAMPLES,
-    SAMPLE_RATE_HZ,
     SpeechImages,
     cut_windows,
     stack_windows,

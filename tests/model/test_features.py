@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emostream.model.audio import Recording
+from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.features import (
     CHROMA_HOP_SAMPLES,
     FRAME_STEP,
@@ -17,7 +17,6 @@ from emostream.model.features import (
     LEAST_FRAMES,
     MOST_FRAMES,
     OVERLAP_FRAMES,
-    SAMPLE_RATE_HZ,
     VARIANTS,
     SpeechImages,
     cut_windows,
