@@ -240,7 +240,9 @@ def _json_line(text: str | None, file: Path | None, outcome: "Scored") -> str:
 
 def _table_row(text: str | None, file: Path | None, outcome: "Scored") -> list[RenderableType]:
     ranked = _ranked(outcome)
-    further = ", ".join(f"{answer.label} {answer.confidence:.2f}" for answer in outcome.attributes.values())
+    # What is not there goes without saying; --json says it, with confidences.
+    labels = (answer.label for answer in outcome.attributes.values())
+    further = ", ".join(label for label in labels if not label.startswith(("not-", "non_", "none")))
     what = " + ".join(filter(None, (text, file.name if file else None)))
     return [
         Text(what), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}", further,
