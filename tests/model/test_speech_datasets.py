@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emostream.model.datasets import Dataset, Example, fold, read_dataset
+from emostream.model.datasets import Dataset, Example, divide, read_dataset
 from emostream.model.errors import DatasetError
 from emostream.model.samples import EMOTION, LABELS
 from emostream.model.speech_datasets import RAVDESS_ACTORS, TESS_DEV_SHARE
@@ -243,7 +243,7 @@ def test_iemocap_is_split_and_folded_by_session(tmp_path: Path) -> None:
         "test": ["Session5"],
     }
     everything = [example for examples in splits.values() for example in examples]
-    held_out = [{example.group for example in fold(everything, fold=k, folds=5)[1]} for k in range(5)]
+    held_out = [{example.group for example in divide(everything, fold=k, folds=5)[1]} for k in range(5)]
     assert held_out == [{f"Session{k}"} for k in range(1, 6)]
 
 
