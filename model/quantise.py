@@ -15,7 +15,7 @@ _CONVOLUTION_AXES = 4
 
 
 def quantise_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with matrices as int8 and a float32 `NAME.scale` each, convolutions in float16, vectors as is."""
+    """Return matrices as int8 with a float32 `NAME.scale` beside each, convolutions in float16, vectors in float32."""
     stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if tensor.dim() < 2:
@@ -37,6 +37,8 @@ def widen_rows(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in stored.items():
         if name.endswith(_SCALE):
             continue
-        scale = stored.get(name + _SCALE)
-        state[name] = tensor.float() if scale is None else (tensor.float().flatten(1) * scale.unsqueeze(1)).view(tensor.shape)
+        wide = tensor.float()
+        if (scale := stored.get(name + _SCALE)) is not None:
+            wide = (wide.flatten(1) * scale.unsqueeze(1)).view(tensor.shape)
+        state[name] = wide
     return state
