@@ -107,8 +107,8 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
     everything = [*learned.examples, *held.examples]
     with contextlib.suppress(DatasetError):  # the published test split joins where it is there
         everything += read_dataset(name, folder, "test").examples
-    parts = divide(list(dict.fromkeys(everything)), fold=fold[0], folds=fold[1])
-    return tuple(msgspec.structs.replace(learned, examples=part) for part in parts)  # type: ignore[return-value]
+    train_part, dev_part = divide(list(dict.fromkeys(everything)), fold=fold[0], folds=fold[1])
+    return msgspec.structs.replace(learned, examples=train_part), msgspec.structs.replace(held, examples=dev_part)
 
 
 def readers() -> dict[str, Reader]:

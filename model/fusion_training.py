@@ -176,11 +176,11 @@ class FusionStage(Stage):
         ]
 
     def judge(self) -> tuple[Evaluation, ...]:
-        """Evaluate each development split on its path, and pairs on all three paths."""
+        """Evaluate each development split on its path, and pairs matched by label on all three paths."""
         temperatures = self.temperatures()
         evaluations = []
         for pool in self._dev:
-            paths = (TEXT, VOICE, FUSED) if pool.path == FUSED else (pool.path,)
+            paths = (TEXT, VOICE, FUSED) if pool.dataset.name == PAIRS else (pool.path,)
             for path in paths:
                 scores_NC = torch.softmax(self._logits(pool, path) / temperatures[path], -1).numpy()
                 evaluations.append(evaluate_scores(pool.dataset, scores_NC, modalities=_MODALITIES[path]))

@@ -62,6 +62,28 @@ def write_ravdess(folder: Path, *, actors: tuple[int, ...] = (1, 2, 3, 4, 17, 18
                 write_tone(place / f"03-01-{code}-01-01-{take:02d}-{actor:02d}.wav", pitch * (1 + actor / 200), noise)
 
 
+def write_iemocap(folder: Path) -> None:
+    """Write IEMOCAP's published layout: five sessions of two dialogues, each utterance with its words and its sound."""
+    noise = np.random.default_rng(2)
+    codes = {"ang": ("a", 900), "hap": ("j", 2_000), "neu": ("n", 300)}
+    for session in range(1, 6):
+        root = folder / "IEMOCAP_full_release" / f"Session{session}"
+        for place in ("dialog/EmoEvaluation", "dialog/transcriptions", "sentences/wav"):
+            (root / place).mkdir(parents=True)
+        for dialogue in ("impro01", "script01"):
+            name = f"Ses{session:02d}F_{dialogue}"
+            (root / "sentences/wav" / name).mkdir()
+            turns, words = [], []
+            for number, (code, (letter, pitch)) in enumerate([*codes.items()] * 2):
+                utterance = f"{name}_F{number:03d}"
+                turns.append(f"[6.29 - 8.23]\t{utterance}\t{code}\t[2.5, 2.5, 2.5]\n")
+                words.append(f"{utterance} [006.29-008.23]: the {letter} so\n")
+                wav = root / "sentences/wav" / name / f"{utterance}.wav"
+                write_tone(wav, pitch * (1 + session / 100), noise)
+            (root / "dialog/EmoEvaluation" / f"{name}.txt").write_text("% header\n\n" + "".join(turns))
+            (root / "dialog/transcriptions" / f"{name}.txt").write_text("".join(words))
+
+
 def write_tone(file: Path, pitch_hz: float, noise: np.random.Generator, *, seconds: float = 1.0) -> None:
     """Write a tone that swells and fades, with some noise."""
     time = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
