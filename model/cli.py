@@ -168,9 +168,9 @@ def predict(
     given = [text.encode(errors="replace").decode() for text in texts or () if text.strip()]
     if not given and not clips:
         raise typer.BadParameter("there is no text to score", param_hint="TEXTS")
-    if together and len(given) != len(clips):
+    if together and not len(given) == len(texts or ()) == len(clips):
         raise typer.BadParameter(
-            f"{len(given)} texts and {len(clips)} recordings make no pairs", param_hint="--together"
+            f"{len(given)} texts that say something and {len(clips)} recordings make no pairs", param_hint="--together"
         )
     wanted = tuple(filter(None, map(str.strip, attributes.split(","))))
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, attributes=wanted)

@@ -62,7 +62,10 @@ def load_pretrained_tokenizer(
     name_or_folder: str, *, normalisation: Normalisation, window_tokens: int
 ) -> TextTokenizer:
     """Load the tokenizer that belongs to an encoder."""
-    pretrained = AutoTokenizer.from_pretrained(name_or_folder)
+    try:
+        pretrained = AutoTokenizer.from_pretrained(name_or_folder)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"no encoder {name_or_folder!r}, neither under --data nor on the hub: {error}") from error
     layout = TokenLayout(
         start_id=pretrained.cls_token_id,
         end_id=pretrained.sep_token_id,

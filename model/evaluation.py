@@ -56,6 +56,7 @@ class Evaluation(msgspec.Struct, frozen=True):
         confusion: Rows are true labels, columns answers, both in the order of `labels`.
         labels: The classes.
         modalities: What the answers rest on.
+        n_unread: Examples left out because a recording cannot be read or has no answer.
     """
 
     task: str
@@ -72,6 +73,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     confusion: list[list[int]]
     labels: tuple[str, ...]
     modalities: tuple[str, ...] = ("text",)
+    n_unread: int = 0
 
 
 def evaluate_scores(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emostream.model.datasets import Dataset, Example
+from emostream.model.errors import RecipeError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.network import FusionHead
 from emostream.model.pooling import Compute
@@ -96,6 +97,8 @@ class FusionStage(Stage):
         self._dev = [*texts["dev"], *voices["dev"], *own["dev"]]
         if recipe.match_by_label and texts["dev"] and voices["dev"]:
             self._dev.append(_matched_pairs(texts["dev"], voices["dev"], seed=seed))
+        if voice is not None and FUSED not in {pool.path for pool in self._dev}:
+            raise RecipeError("nothing has both text and voice: the recipe must match by label, or name a set of pairs")
         self.fusion = FusionHead(
             text_width=text.branch.width,
             voice_width=voice.branch.width if voice else 0,

@@ -5,7 +5,9 @@ Legend: N examples, C classes.
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,11 +44,14 @@ def judge(
         DatasetError: The path asked for has no examples here, or the model has no head for the data set's labels.
     """
     if EMOTION not in dataset.classes:
+        if path in (VOICE, FUSED):
+            raise DatasetError(f"{dataset.name} is answered from text alone; it has no path {path!r}")
         return evaluate_scores(dataset, _head_scores(scorer, dataset, on_progress))
     kept: list[Example] = []
     modalities: set[str] = set()
     scores: list[tuple[float, ...]] = []
     unread: list[str] = []
+    unanswered = 0
     for start in range(0, len(dataset.examples), _AT_ONCE):
         examples = dataset.examples[start : start + _AT_ONCE]
         readable = [(example, item) for example in examples if (item := _item(example, path, unread)) is not None]
@@ -56,6 +61,8 @@ def judge(
                 kept.append(example)
                 scores.append(outcome.scores)
                 modalities.update(outcome.modalities)
+            else:
+                unanswered += 1
         on_progress(start + len(examples), len(dataset.examples))
     if unread:
         _log.warning("%d recordings cannot be read, the first of them: %s", len(unread), unread[0])
@@ -63,25 +70,28 @@ def judge(
         raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} can take the path {path!r}")
     judged = Dataset(dataset.name, dataset.split, dataset.classes, tuple(kept))
     order = tuple(name for name in ("text", "voice") if name in modalities)
-    return evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
+    evaluation = evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
+    return msgspec.structs.replace(evaluation, n_unread=len(unread) + unanswered)
 
 
 def _item(example: Example, path: str, unread: list[str]) -> Item | None:
     """Return what the model is asked about an example; None if it has not what the path needs."""
     text = None if path == VOICE else example.text
-    recording = None if path == TEXT else _recording(example, unread)
+    recording = None
+    if path != TEXT and example.recording is not None:
+        recording = _recording(example.recording, unread)
+        if recording is None:
+            return None
     if (text is None and recording is None) or (path == FUSED and (text is None or recording is None)):
         return None
     return Item(text=text, recording=recording)
 
 
-def _recording(example: Example, unread: list[str]) -> Recording | None:
-    if example.recording is None:
-        return None
+def _recording(file: Path, unread: list[str]) -> Recording | None:
     try:
-        return decode_recording(example.recording)
-    except AudioError as error:
-        unread.append(f"{example.recording}: {error}")
+        return decode_recording(file)
+    except (AudioError, OSError) as error:
+        unread.append(f"{file}: {error}")
         return None
 
 

@@ -2,15 +2,20 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from emostream.model.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 SHIPPED_RECIPE = RECIPES / "emostream.toml"
 """The recipe that the shipped checkpoint was trained with."""
+
+
+Positive = Annotated[int, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0)]
 
 
 class DatasetChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,11 +49,11 @@ class Optimisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         clip_norm: Gradients are scaled down to this norm.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    epochs: Positive
+    batch_size: Annotated[int, Meta(ge=3)]
+    learning_rate: Rate
     layer_decay: float = 1.0
-    head_learning_rate: float
+    head_learning_rate: Rate
     warm_up_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
@@ -72,11 +77,11 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     encoder: str
-    datasets: tuple[DatasetChoice, ...]
+    datasets: Annotated[tuple[DatasetChoice, ...], Meta(min_length=1)]
     optimisation: Optimisation
     emoji_to_words: bool = False
-    window_tokens: int = 256
-    head_width: int = 256
+    window_tokens: Annotated[int, Meta(ge=16)] = 256
+    head_width: Positive = 256
     dropout: float = 0.3
     examples_per_epoch: int = 0
     sampling_power: float = 1.0
@@ -104,17 +109,17 @@ class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         noise_db: White noise is added to half of the recordings, at a signal-to-noise ratio between these two.
     """
 
-    datasets: tuple[DatasetChoice, ...]
+    datasets: Annotated[tuple[DatasetChoice, ...], Meta(min_length=1)]
     optimisation: Optimisation
     variant: Literal["mel", "chroma", "both"] = "both"
     width_multiplier: float = 1.0
     weights: str = ""
-    head_width: int = 256
+    head_width: Positive = 256
     dropout: float = 0.3
     examples_per_epoch: int = 0
     sampling_power: float = 1.0
-    crop_frames: int = 256
-    speeds: tuple[float, ...] = (1.0,)
+    crop_frames: Positive = 256
+    speeds: Annotated[tuple[Rate, ...], Meta(min_length=1)] = (1.0,)
     mixup: float = 0.0
     mask_frames: int = 0
     mask_bands: int = 0
@@ -139,9 +144,9 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     optimisation: Optimisation
-    head_width: int = 256
+    head_width: Positive = 256
     dropout: float = 0.3
-    examples_per_epoch: int = 60_000
+    examples_per_epoch: Positive = 60_000
     sampling_power: float = 1.0
     match_by_label: bool = True
     voice_dropout: float = 0.0

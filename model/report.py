@@ -52,6 +52,7 @@ _LEGEND = (
 def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Print an evaluation; it stays readable in 80 columns whatever the classes are called."""
     left_out = f"; {evaluation.n_ambiguous} with several are left out" if evaluation.n_ambiguous else ""
+    left_out += f"; {evaluation.n_unread} CANNOT BE READ and are left out" if evaluation.n_unread else ""
     console.print(
         Text(heading(evaluation), style="bold"),
         Text(f"{evaluation.n} examples with one label{left_out}"),

@@ -60,6 +60,9 @@ _TESS_EMOTIONS = {
     "pleasant_surprised": "surprise",
 }
 
+EMODB_DEV_SPEAKERS = 2
+"""Speakers of EmoDB's dev split, the last by number."""
+
 _EMODB_NAME = re.compile(r"(?P<speaker>\d\d)[a-z]\d\d(?P<emotion>[WEAFTN])[a-z]?", re.IGNORECASE)
 _EMODB_EMOTIONS = {"W": "anger", "E": "disgust", "A": "fear", "F": "joy", "T": "sadness", "N": "neutral"}
 
@@ -143,9 +146,9 @@ def _tess_split(file: Path) -> str:
 def read_emodb(folder: Path, split: str) -> Dataset:
     """Read EmoDB: `03a01Fa.*`, two digits for the speaker, who is the group, three for the text, one for the emotion.
 
-    Boredom (L) is left out, having no label of ours, and nobody in EmoDB is surprised. No split is published: each is
-    everything, and what is held out is for `datasets.fold` to say, by speaker. The texts, ten German sentences said
-    with every emotion, are not given.
+    Boredom (L) is left out, having no label of ours, and nobody in EmoDB is surprised. No split is published: dev is
+    the last two speakers found, train the others, test everything (we do not learn from EmoDB). The texts, ten German
+    sentences said with every emotion, are not given.
 
     Raises:
         DatasetError: No such name under the folder.
@@ -153,7 +156,11 @@ def read_emodb(folder: Path, split: str) -> Dataset:
     Source: Burkhardt et al. 2005, A database of German emotional speech, Interspeech.
     """
     found = _labelled(folder, _label_emodb, expected="EmoDB's names, like 03a01Fa, of another emotion than L")
-    return Dataset("emodb", split, {EMOTION: LABELS}, tuple(found.values()))
+    dev_speakers = sorted({example.group for example in found.values()})[-EMODB_DEV_SPEAKERS:]
+    examples = tuple(
+        example for example in found.values() if split == "test" or (example.group in dev_speakers) == (split == "dev")
+    )
+    return Dataset("emodb", split, {EMOTION: LABELS}, examples)
 
 
 def _label_emodb(file: Path) -> Example | None:
@@ -178,7 +185,7 @@ def read_meld(folder: Path, split: str) -> Dataset:
         rows = csv.DictReader(lines)
         if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
             raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
-        examples = tuple(_meld_example(row, clips, where=f"{file}, line {rows.line_num}") for row in rows)
+        examples = tuple(_meld_example(row, clips, split=split, where=f"{file}, line {rows.line_num}") for row in rows)
     without = sum(example.recording is None for example in examples)
     if clips and without:
         _log.warning("meld %s: %d of %d utterances have no usable recording", split, without, len(examples))
@@ -195,16 +202,18 @@ def _meld_clips(folder: Path, split: str) -> dict[str, Path]:
     return {}
 
 
-def _meld_example(row: Mapping[str, str], clips: Mapping[str, Path], *, where: str) -> Example:
+def _meld_example(row: Mapping[str, str], clips: Mapping[str, Path], *, split: str, where: str) -> Example:
     emotion = (row["Emotion"] or "").strip().lower()
     if emotion not in LABELS:
         raise DatasetError(f"{where}: Emotion is {emotion!r}, expected one of {', '.join(LABELS)}")
     dialogue, utterance = row.get("Dialogue_ID"), row.get("Utterance_ID")
+    if not row["Utterance"]:
+        raise DatasetError(f"{where}: Utterance is empty")
     return Example(
         labels=(LABELS.index(emotion),),
         text=row["Utterance"],
         recording=clips.get(f"dia{dialogue}_utt{utterance}"),
-        group=f"dialogue {dialogue}" if dialogue else "",
+        group=f"{split} dialogue {dialogue}" if dialogue else "",
     )
 
 

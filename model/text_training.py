@@ -61,8 +61,12 @@ class TextStage(Stage):
             normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),
             window_tokens=recipe.window_tokens,
         )
-        splits = [read_splits(choice.name, data / choice.folder, fold=fold) for choice in recipe.datasets]
-        self._train_sets, self._dev_sets = [learned for learned, _ in splits], [held for _, held in splits]
+        splits = [
+            read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None)
+            for choice in recipe.datasets
+        ]
+        self._train_sets = [learned for learned, _ in splits]
+        self._dev_sets = [held for (_, held), choice in zip(splits, recipe.datasets, strict=True) if choice.judged]
         train_sets = self._train_sets
         self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
         self.branch = TextBranch(load_pretrained_encoder(encoder))

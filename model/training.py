@@ -63,14 +63,16 @@ def train(
     compute = Compute(chosen, choose_precision(recipe.precision, chosen))
     _claim(run, recipe, fold)
 
+    # Both are built before either runs: what is wrong with a data set shows in a minute, not after an hour.
     torch.manual_seed(recipe.seed)  # decides the first weights of heads
     text = TextStage(recipe.text, data=data, compute=compute, seed=recipe.seed, fold=fold)
-    text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
-
     voice = None
     if recipe.voice is not None:
         torch.manual_seed(recipe.seed)
         voice = VoiceStage(recipe.voice, data=data, compute=compute, seed=recipe.seed, fold=fold)
+
+    text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
+    if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
 
     torch.manual_seed(recipe.seed)
@@ -99,11 +101,16 @@ def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> None:
     Raises:
         RecipeError: It holds a run of another recipe or fold.
     """
-    run.mkdir(parents=True, exist_ok=True)
     file, claim = run / "recipe.json", _Claim(recipe, fold)
-    if file.exists() and msgspec.json.decode(file.read_bytes(), type=_Claim) != claim:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        known = msgspec.json.decode(file.read_bytes(), type=_Claim) if file.exists() else None
+    except (OSError, msgspec.DecodeError) as error:
+        raise RecipeError(f"{run} cannot hold a run: {error}") from error
+    if known not in (None, claim):
         raise RecipeError(f"{run} holds a run of another recipe; choose another folder or remove it")
-    write_json(file, claim)
+    if known is None and processes()[0] == 0:
+        write_json(file, claim)
 
 
 def _checkpoint(recipe: Recipe, *, text: TextStage, voice: VoiceStage | None, fusion: FusionStage) -> Checkpoint:

@@ -3,9 +3,8 @@
 Each epoch is judged on development data, and its state is kept in the stage's folder as safetensors, so that an
 interrupted run goes on where its last finished epoch ended:
 
-    progress.json                             how far it is, the figures so far
-    last.safetensors, optimiser.safetensors   state after the last finished epoch
-    best.safetensors                          the stage's weights after its best epoch
+    progress.json                                 how far it is, the figures so far
+    epoch-N.safetensors, optimiser-N.safetensors  state after the last finished epoch, and weights after the best one
     log.csv, curve.png                        loss, accuracy, official metric and ECE per epoch and data set
 
 Under torchrun each process takes its share of every epoch's batches, and DistributedDataParallel averages gradients.
@@ -35,8 +34,7 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, float], None]
 """Told after each step: stage, steps done, steps in all, loss."""
 
-BEST = "best.safetensors"
-_LAST, _OPTIMISER, _PROGRESS = "last.safetensors", "optimiser.safetensors", "progress.json"
+_PROGRESS = "progress.json"
 
 
 class EpochRecord(msgspec.Struct, frozen=True):
@@ -102,7 +100,8 @@ def run_stage(
     trainer = _Trainer(stage, folder=folder, compute=compute)
     while len(trainer.progress.epochs) < stage.optimisation.epochs:
         trainer.train_epoch(seed, on_step)
-    stage.load_state_dict(load_file(folder / BEST, device=str(compute.device)))
+    best = _weights_file(folder, trainer.progress.best.epoch)
+    stage.load_state_dict(load_file(best, device=str(compute.device)))
     stage.eval()
     return trainer.progress
 
@@ -124,18 +123,21 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def write_json(file: Path, value: object) -> None:
-    """Write a value as JSON that a person can read."""
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """Write a value as JSON that a person can read; the file is there whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    part.replace(file)
 
 
 class _Trainer:
     def __init__(self, stage: Stage, *, folder: Path, compute: Compute) -> None:
         self._stage, self._folder, self._compute = stage, folder, compute
         self._rank, self._world = processes()
-        self._loss_of = DistributedDataParallel(stage) if self._world > 1 else stage
+        # A model without voice has a placeholder for texts that nothing asks for.
+        self._loss_of = DistributedDataParallel(stage, find_unused_parameters=True) if self._world > 1 else stage
         self._optimiser = torch.optim.AdamW(stage.parameter_groups(), fused=True)
         self.progress = StageProgress()
-        self._steps_per_epoch = stage.steps_per_epoch // self._world
+        self._steps_per_epoch = max(1, stage.steps_per_epoch // self._world)
         self._steps_done = 0
         self._resume()
 
@@ -192,26 +194,40 @@ class _Trainer:
                 evaluation.task, "+".join(evaluation.modalities), evaluation.accuracy, evaluation.official.name,
                 evaluation.official.value, evaluation.ece,
             )  # fmt: skip
-        state = {name: tensor.contiguous() for name, tensor in self._stage.state_dict().items()}
-        if self.progress.best is record:
-            save_file(state, self._folder / BEST)
-        save_file(state, self._folder / _LAST)
-        save_file(_flat_optimiser_state(self._optimiser), self._folder / _OPTIMISER)
+        self._keep(record.epoch)
         _write_log(self._folder / "log.csv", self.progress)
         save_curve_png(self.progress, self._folder / "curve.png")
-        # Last, because its presence says that the epoch is complete.
+
+    def _keep(self, epoch: int) -> None:
+        """Keep an epoch's state, under names of its own: what is interrupted here leaves the last epoch whole."""
+        state = {name: tensor.contiguous() for name, tensor in self._stage.state_dict().items()}
+        save_file(state, _weights_file(self._folder, epoch))
+        save_file(_flat_optimiser_state(self._optimiser), _optimiser_file(self._folder, epoch))
         write_json(self._folder / _PROGRESS, self.progress)
+        needed = {_weights_file(self._folder, number) for number in (epoch, self.progress.best.epoch)}
+        for file in self._folder.glob("*.safetensors"):
+            if file not in {*needed, _optimiser_file(self._folder, epoch)}:
+                file.unlink()
 
     def _resume(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._folder / _PROGRESS).exists():
             return
         self.progress = _read_progress(self._folder)
-        self._stage.load_state_dict(load_file(self._folder / _LAST, device=str(self._compute.device)))
-        _restore_optimiser_state(self._optimiser, load_file(self._folder / _OPTIMISER))
+        last = self.progress.epochs[-1].epoch
+        self._stage.load_state_dict(load_file(_weights_file(self._folder, last), device=str(self._compute.device)))
+        _restore_optimiser_state(self._optimiser, load_file(_optimiser_file(self._folder, last)))
         self._steps_done = len(self.progress.epochs) * self._steps_per_epoch
         _log.info("%s: %d of %d epochs are done", self._stage.name, len(self.progress.epochs),
                   self._stage.optimisation.epochs)  # fmt: skip
+
+
+def _weights_file(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch}.safetensors"
+
+
+def _optimiser_file(folder: Path, epoch: int) -> Path:
+    return folder / f"optimiser-{epoch}.safetensors"
 
 
 def _read_progress(folder: Path) -> StageProgress:
@@ -243,8 +259,16 @@ def _flat_optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]
 
 
 def _restore_optimiser_state(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    """Restore what `_flat_optimiser_state` gave.
+
+    The fused AdamW reads a parameter and its moments as flat memory: all must lie in the same order, be it channels
+    last or not.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = tensor
+        own = parameters[int(index)]
+        laid_out = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor
+        state.setdefault(int(index), {})[name] = laid_out
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -54,7 +54,10 @@ class VoiceStage(Stage):
         super().__init__()
         self.optimisation = recipe.optimisation
         self._recipe, self._compute, self._seed = recipe, compute, seed
-        splits = [read_splits(choice.name, data / choice.folder, fold=fold) for choice in recipe.datasets]
+        splits = [
+            read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None)
+            for choice in recipe.datasets
+        ]
         train_sets = [_recorded(learned) for learned, _ in splits]
         self._train_sets = train_sets
         self._dev_sets = [

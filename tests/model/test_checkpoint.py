@@ -14,6 +14,7 @@ MOST_SHIPPED_BYTES = 60 * 1000 * 1000
 def test_shipped_folder_is_small_complete_and_has_a_card() -> None:
     names = {file.name for file in SHIPPED.iterdir()}
     assert names == {"config.json", "tokenizer.json", "model.safetensors", "MODEL_CARD.md"}
+    assert "@@" not in (SHIPPED / "MODEL_CARD.md").read_text(), "a figure was never filled in"
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= MOST_SHIPPED_BYTES
 
 

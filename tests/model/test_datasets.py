@@ -11,9 +11,11 @@ from emostream.model.datasets import (
     STANCE_TARGETS,
     TWEET_EMOTION,
     TWEETEVAL_TASKS,
+    Dataset,
     Example,
     divide,
     read_dataset,
+    read_splits,
     readers,
 )
 from emostream.model.errors import DatasetError
@@ -212,3 +214,40 @@ def test_there_is_no_such_fold(which: int, folds: int) -> None:
 def test_examples_without_groups_have_no_folds() -> None:
     with pytest.raises(DatasetError, match="2 folds need as many groups; found 1: ''"):
         divide(spoken("", ""), fold=0, folds=2)
+
+
+def test_a_text_that_judges_is_not_learned_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However it is masked, quoted or shortened: SemEval's sentiment data gives train and val such twins."""
+    task = tmp_path / "irony"
+    other = "what a very long and different day it was"
+    write_task(task, "train", ['"@ann so that is how my whole monday went http"', other, "ok"])
+    write_task(task, "val", ["@user So that is how my whole Monday went!", "ok", "nothing like that at all, no"])
+    with caplog.at_level("WARNING"):
+        learned, held = read_splits("tweeteval/irony", tmp_path)
+    assert learned.texts == [other, "ok"], "short ones are alike by chance"
+    assert len(held.examples) == 3
+    assert "1 texts of train stand in dev as well" in caplog.text
+
+
+def write_task(task: Path, split: str, texts: list[str]) -> None:
+    task.mkdir(exist_ok=True)
+    (task / "mapping.txt").write_text("0\tnon_irony\n1\tirony\n")
+    (task / f"{split}_text.txt").write_text("\n".join(texts) + "\n")
+    (task / f"{split}_labels.txt").write_text("0\n" * len(texts))
+
+
+def test_mapping_goes_by_number(tmp_path: Path) -> None:
+    write_task(tmp_path / "irony", "test", ["one", "two"])
+    (tmp_path / "irony" / "mapping.txt").write_text("1\tirony\n0\tnon_irony\n")
+    assert read_dataset("tweeteval/irony", tmp_path, "test").classes["irony"] == ("non_irony", "irony")
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "test_sent_emo.csv").write_bytes(b"Utterance,Emotion\n\xff\xfe,joy\n")
+    with pytest.raises(DatasetError, match="meld: a file of split 'test'"):
+        read_dataset("meld", tmp_path, "test")
+
+
+def test_texts_of_a_set_without_texts_are_an_error() -> None:
+    with pytest.raises(DatasetError, match="1 examples have no text"):
+        _ = Dataset("made", "train", {EMOTION: LABELS}, (Example(labels=(0,)),)).texts

@@ -46,18 +46,19 @@ def test_a_path_that_no_example_can_take_is_an_error(shipped_scorer: EmotionScor
         judge(shipped_scorer, dataset(SPOKEN[2]), path="voice")
 
 
-def test_a_recording_that_cannot_be_read_leaves_its_text(
+def test_a_recording_that_cannot_be_read_is_left_out_and_counted(
     shipped_scorer: EmotionScorer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF" + bytes(50))
     examples = (
         Example(labels=(JOY,), text="i am so happy for you", recording=broken),
-        Example(labels=(JOY,), recording=broken),
+        Example(labels=(JOY,), recording=tmp_path / "gone.wav"),
+        SPOKEN[2],
     )
     with caplog.at_level(logging.WARNING):
         result = judge(shipped_scorer, dataset(*examples))
-    assert (result.n, result.modalities, result.accuracy) == (1, ("text",), 1.0)
+    assert (result.n, result.n_unread, result.modalities, result.accuracy) == (1, 2, ("text",), 1.0)
     assert "2 recordings cannot be read" in caplog.text
     assert "broken.wav" in caplog.text
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
 
+from emostream.model import training_loop
 from emostream.model.audio import decode_recording
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.datasets import read_dataset, readers
@@ -61,12 +62,12 @@ RECIPE = Recipe(
         head_width=16,
         crop_frames=96,
         speeds=(1.0, 1.02),
-        mixup=0.2,
-        mask_frames=10,
-        mask_bands=4,
-        noise_db=(20.0, 40.0),
-        examples_per_epoch=144,
-        optimisation=Optimisation(epochs=6, batch_size=12, learning_rate=3e-3, head_learning_rate=3e-3),
+        mixup=0.1,
+        mask_frames=4,
+        mask_bands=2,
+        noise_db=(30.0, 40.0),
+        examples_per_epoch=180,
+        optimisation=Optimisation(epochs=8, batch_size=12, learning_rate=2e-3, head_learning_rate=2e-3),
     ),
     fusion=FusionRecipe(
         head_width=32,
@@ -149,6 +150,36 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, 
     whole, resumed = load_checkpoint(run / "best"), load_checkpoint(tmp_path / "best")
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[name], tensor, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def test_a_stop_between_two_files_loses_nothing(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped when the weights of an epoch are written and its progress is not."""
+    real = training_loop.write_json
+
+    def stopping(file: Path, value: object) -> None:
+        if file.name == "progress.json" and len(value.epochs) == 3:
+            raise KeyboardInterrupt
+        real(file, value)
+
+    monkeypatch.setattr(training_loop, "write_json", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, data=data, run=tmp_path, device="cpu")
+    monkeypatch.setattr(training_loop, "write_json", real)
+    shutil.copytree(run / "voice", tmp_path / "voice")
+    train(RECIPE, data=data, run=tmp_path, device="cpu")
+    whole, resumed = load_checkpoint(run / "best"), load_checkpoint(tmp_path / "best")
+    for name, tensor in whole.network.text.state_dict().items():
+        torch.testing.assert_close(resumed.network.text.state_dict()[name], tensor, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def test_a_recipe_that_leaves_pairs_out_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    for stage in ("text", "voice"):
+        shutil.copytree(run / stage, tmp_path / stage)
+    fusion = msgspec.structs.replace(RECIPE.fusion, match_by_label=False)
+    with pytest.raises(RecipeError, match="nothing has both text and voice"):
+        train(msgspec.structs.replace(RECIPE, fusion=fusion), data=data, run=tmp_path, device="cpu")
 
 
 def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_path: Path) -> None:
