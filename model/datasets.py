@@ -138,7 +138,8 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
     return msgspec.structs.replace(learned, examples=train_part), msgspec.structs.replace(held, examples=dev_part)
 
 
-_MASKED = re.compile(r"@\w+|https?://\S+|\bhttp\b|[\W_]+")
+_MASKED = re.compile(r"@\w+|https?://\S+|\bhttp\b")
+_MARKS = re.compile(r"[\W_]+")
 
 _LEAST_BARE_CHARACTERS = 20
 """Shorter texts stand in many places by chance ("thank you so much"): they are no leak."""
@@ -146,7 +147,7 @@ _LEAST_BARE_CHARACTERS = 20
 
 def _bare(text: str) -> str:
     """Return a text without mentions, links and marks, to be compared."""
-    return _MASKED.sub("", text.lower())
+    return _MARKS.sub("", _MASKED.sub("", text.lower()))
 
 
 def _is_known(text: str | None, known: set[str]) -> bool:
