@@ -88,7 +88,7 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="goemotions, meld, ravdess, tess, emodb, iemocap, iemocap-merged, tweeteval/TASK, "
+            help="goemotions, meld, ravdess, tess, emodb, iemocap, iemocap-merged, semeval2018_ec, tweeteval/TASK, "
             "or tweeteval for all seven of its tasks."
         ),
     ],
@@ -116,6 +116,8 @@ def evaluate(
 
     if path not in ("auto", "text", "voice", "fused"):
         raise typer.BadParameter(f"{path!r}; there are auto, text, voice and fused", param_hint="--path")
+    if out is not None and out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file; a folder is needed", param_hint="--out")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
     datasets = [read_dataset(name, data, split) for name in names]

@@ -191,6 +191,8 @@ def _official(
     if dataset.name in _OFFICIAL:
         name, figure = _OFFICIAL[dataset.name]
         return Official(name, figure(per_class))
+    if dataset.name == "semeval2018_ec":  # its authors judge all labels of a tweet; our head names one
+        return Official("macro-F1 over tweets with one label", macro_f1)
     return Official("macro-F1", macro_f1)
 
 

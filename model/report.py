@@ -87,7 +87,7 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
         parts.append(f"## {_escape(heading(evaluation))}")
         if evaluation.n_ambiguous:
             parts.append(
-                f"{evaluation.n_ambiguous} examples have several labels; they count in the official metric only."
+                f"{evaluation.n_ambiguous} examples have several labels; GoEmotions' official metric alone counts them."
             )
         parts.append(_markdown_classes(evaluation))
         if pictures:

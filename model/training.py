@@ -84,7 +84,7 @@ def train(
     evaluations = (*fusion_progress.best.evaluations, *heads)
     if processes()[0] == 0:
         save_checkpoint(_checkpoint(recipe, text=text, voice=voice, fusion=fusion), run / "best")
-        write_reports(evaluations, run / "figures")
+        write_reports(evaluations, run / "figures", title="On development data, which chose epochs and temperatures")
     return evaluations
 
 

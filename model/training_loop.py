@@ -10,7 +10,9 @@ interrupted run goes on where its last finished epoch ended:
 Under torchrun each process takes its share of every epoch's batches, and DistributedDataParallel averages gradients.
 """
 
+import atexit
 import csv
+import datetime as dt
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -35,6 +37,9 @@ Progress = Callable[[str, int, int, float], None]
 """Told after each step: stage, steps done, steps in all, loss."""
 
 _PROGRESS = "progress.json"
+
+_JUDGING_TIMEOUT = dt.timedelta(hours=2)
+"""How long the other processes wait while the first one judges an epoch; torch's ten minutes are too few on a CPU."""
 
 
 class EpochRecord(msgspec.Struct, frozen=True):
@@ -111,7 +116,9 @@ def processes() -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=_JUDGING_TIMEOUT)
+        atexit.register(torch.distributed.destroy_process_group)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
