@@ -160,7 +160,7 @@ def predict(
 ) -> None:
     """Score texts and recordings here and now, without Kafka."""
     from emostream.model.checkpoint import SHIPPED
-    from emostream.model.samples import Scored
+    from emostream.model.samples import Scored, attribute_names
     from emostream.model.scorer import EmotionScorer
 
     clips = clip or []
@@ -174,9 +174,12 @@ def predict(
         raise typer.BadParameter(
             f"{len(given)} texts that say something and {len(clips)} recordings make no pairs", param_hint="--together"
         )
-    wanted = tuple(filter(None, map(str.strip, attributes.split(","))))
-    scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, attributes=wanted)
-    asked = _pairs(given, clips) if together else [*((text, None) for text in given), *((None, file) for file in clips)]
+    scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, attributes=attribute_names(attributes))
+    asked = (
+        list(zip(given, clips, strict=True))
+        if together
+        else [*((text, None) for text in given), *((None, file) for file in clips)]
+    )
     readable, failed = _items(asked)
     outcomes = scorer.score([item for _, item in readable]).outcomes
     table = Table("what", "emotion", "confidence", "next", "further", "flags")
@@ -196,10 +199,6 @@ def predict(
 
 
 _Question = tuple[str | None, Path | None]
-
-
-def _pairs(texts: Sequence[str], clips: Sequence[Path]) -> list[_Question]:
-    return list(zip(texts, clips, strict=True))
 
 
 def _items(questions: Sequence[_Question]) -> "tuple[list[tuple[_Question, Item]], list[str]]":

@@ -22,7 +22,7 @@ from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperat
 from emostream.model.network import FusionHead
 from emostream.model.pooling import Compute
 from emostream.model.recipe import FusionRecipe
-from emostream.model.samples import EMOTION, FUSED, LABELS, TEXT, VOICE
+from emostream.model.samples import EMOTION, FUSED, LABELS, MODALITIES, TEXT, VOICE
 from emostream.model.sampling import soft_targets
 from emostream.model.text_training import TextStage
 from emostream.model.training_loop import Stage
@@ -33,8 +33,6 @@ PAIRS = "pairs"
 
 _TEXTS_PER_DEV_RECORDING = 5
 _SPLITS = ("train", "dev")
-
-_MODALITIES = {TEXT: ("text",), VOICE: ("voice",), FUSED: ("text", "voice")}
 
 
 class Pooled(msgspec.Struct, frozen=True):
@@ -166,17 +164,9 @@ class FusionStage(Stage):
         log_scores_BC = functional.log_softmax(self.fusion(text_BD, voice_BV), -1)
         return -(targets_BC.to(self._compute.device) * log_scores_BC).sum(1)
 
-    def parameter_groups(self) -> list[dict[str, object]]:
-        """Return AdamW's groups; L2 regularisation on matrices."""
-        settings = self.optimisation
-        return [
-            {
-                "params": [parameter],
-                "peak_rate": settings.head_learning_rate,
-                "weight_decay": settings.weight_decay if parameter.dim() > 1 else 0.0,
-            }
-            for parameter in self.parameters()
-        ]
+    def peak_rate(self, parameter: str) -> float:  # noqa: ARG002 - all of it starts from nothing
+        """Return the one rate."""
+        return self.optimisation.head_learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each development split on its path, and pairs matched by label on all three paths."""
@@ -186,7 +176,7 @@ class FusionStage(Stage):
             paths = (TEXT, VOICE, FUSED) if pool.dataset.name == PAIRS else (pool.path,)
             for path in paths:
                 scores_NC = torch.softmax(self._logits(pool, path) / temperatures[path], -1).numpy()
-                evaluations.append(evaluate_scores(pool.dataset, scores_NC, modalities=_MODALITIES[path]))
+                evaluations.append(evaluate_scores(pool.dataset, scores_NC, modalities=MODALITIES[path]))
         return tuple(evaluations)
 
     def temperatures(self) -> dict[str, float]:
@@ -210,7 +200,7 @@ class FusionStage(Stage):
         """Return the mean over the paths of their mean macro-F1."""
         by_path: dict[tuple[str, ...], list[float]] = {}
         for evaluation in evaluations:
-            if evaluation.task != PAIRS or len(evaluation.modalities) == len(_MODALITIES[FUSED]):
+            if evaluation.task != PAIRS or len(evaluation.modalities) == len(MODALITIES[FUSED]):
                 by_path.setdefault(evaluation.modalities, []).append(evaluation.macro_f1)
         return sum(sum(values) / len(values) for values in by_path.values()) / len(by_path)
 

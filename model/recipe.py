@@ -26,12 +26,14 @@ class DatasetChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         folder: Its folder, relative to `--data`.
         class_weight_power: Classes weigh (1 / frequency) ** power in the loss; 0 is no weighting.
         judged: Whether its dev split judges the epochs and fits the temperature.
+        emphasis: Multiplies how often its examples are drawn, beside those of the others.
     """
 
     name: str
     folder: str
     class_weight_power: float = 0.0
     judged: bool = True
+    emphasis: Rate = 1.0
 
 
 class Optimisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

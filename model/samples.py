@@ -11,6 +11,9 @@ EMOTION = "emotion"
 TEXT, VOICE, FUSED = "text", "voice", "fused"
 """The three paths of the model; each has a temperature of its own."""
 
+MODALITIES = {TEXT: ("text",), VOICE: ("voice",), FUSED: ("text", "voice")}
+"""What an answer of each path rests on."""
+
 FLAG_TRUNCATED = "truncated"
 """The text was longer than the model reads; the answer rests on its beginning."""
 
@@ -36,6 +39,11 @@ FLAG_LOW_QUALITY = "low_quality"
 ATTRIBUTES = ("sentiment", "irony", "offensive", "hate")
 """Heads whose answers come with every answer unless asked otherwise. The others answer questions that few posts raise:
 stance towards five named targets, the emoji that fits, and the emotions of other data sets."""
+
+
+def attribute_names(listed: str) -> tuple[str, ...]:
+    """Return the heads that a person listed, separated by commas."""
+    return tuple(filter(None, map(str.strip, listed.split(","))))
 
 
 class AttributeAnswer(msgspec.Struct, frozen=True):

@@ -5,25 +5,45 @@ Legend: B examples of a batch, C classes.
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from emostream.model.datasets import Dataset
+from emostream.model.datasets import Dataset, read_splits
+from emostream.model.recipe import DatasetChoice
 
 _CHUNK_BATCHES = 50
 """Batches whose rows are sorted by length together: little padding, and still a fresh shuffle every epoch."""
 
 
-def shares(sizes: Sequence[int], *, total: int, power: float) -> list[int]:
+def read_choices(
+    choices: Sequence[DatasetChoice], *, data: Path, fold: tuple[int, int] | None
+) -> tuple[list[Dataset], list[Dataset]]:
+    """Read a recipe's data sets: what is learned from, one each, and what judges, of those that are to judge.
+
+    Args:
+        choices: The data sets.
+        data: Folder that theirs are relative to.
+        fold: As for `read_splits`; a set that does not judge keeps its published splits.
+    """
+    splits = [
+        read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None) for choice in choices
+    ]
+    judging = [held for (_, held), choice in zip(splits, choices, strict=True) if choice.judged]
+    return [learned for learned, _ in splits], judging
+
+
+def shares(sizes: Sequence[int], choices: Sequence[DatasetChoice], *, total: int, power: float) -> list[int]:
     """Return how many examples of each data set an epoch draws.
 
     Args:
         sizes: Examples that each data set has.
+        choices: What the recipe says of each.
         total: Examples of an epoch; 0 takes as many as there are.
-        power: A data set of n examples is drawn in proportion to n ** power.
+        power: A data set of n examples is drawn in proportion to n ** power times its emphasis.
     """
-    weights = [size**power for size in sizes]
+    weights = [choice.emphasis * size**power for size, choice in zip(sizes, choices, strict=True)]
     return [round((total or sum(sizes)) * weight / sum(weights)) for weight in weights]
 
 

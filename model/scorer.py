@@ -31,6 +31,7 @@ from emostream.model.samples import (
     FLAG_UNKNOWN_TOKENS,
     FLAG_WINDOWED,
     FUSED,
+    MODALITIES,
     TEXT,
     VOICE,
     AttributeAnswer,
@@ -182,10 +183,11 @@ class EmotionScorer:
         started = time.perf_counter()
         text_XD, padded_tokens = self._pool_texts(batch.texts)
         voice_RV = self._pool_clips(batch.clips)
-        scores_NC = self._path_scores(batch, text_XD, voice_RV).tolist()
+        paths = [_path(*halves) for halves in zip(batch.texts, batch.clips, strict=True)]
+        scores_NC = self._path_scores(batch, paths, text_XD, voice_RV).tolist()
         attributes = self._attribute_answers(batch.texts, text_XD)
         tokens = [sum(map(len, windows.rows)) if windows else 0 for windows in batch.texts]
-        columns = zip(scores_NC, batch.flags, attributes, tokens, _modalities(batch), strict=True)
+        columns = zip(scores_NC, batch.flags, attributes, tokens, paths, strict=True)
         return BatchOutcome(
             outcomes=tuple(_outcome(*row) for row in columns),
             tokens=sum(tokens),
@@ -216,12 +218,14 @@ class EmotionScorer:
             )
         return pool_clips(self._network.voice, given, compute=self._compute).to(self._compute.device)
 
-    def _path_scores(self, batch: PreparedBatch, text_XD: Tensor, voice_RV: Tensor | None) -> Tensor:
+    def _path_scores(
+        self, batch: PreparedBatch, paths: Sequence[str], text_XD: Tensor, voice_RV: Tensor | None
+    ) -> Tensor:
         """Return calibrated scores_NC, on the CPU; each item takes the path that it has the halves for."""
         scores_NC = torch.empty(len(batch.texts), len(self._config.labels))
         text_row, clip_row = _rows(batch.texts), _rows(batch.clips)
         for path in (TEXT, VOICE, FUSED):
-            items = [n for n in range(len(scores_NC)) if _path(batch.texts[n], batch.clips[n]) == path]
+            items = [n for n, taken in enumerate(paths) if taken == path]
             if items:
                 text = None if path == VOICE else text_XD[[text_row[n] for n in items]]
                 voice = None if path == TEXT or voice_RV is None else voice_RV[[clip_row[n] for n in items]]
@@ -267,20 +271,13 @@ def _rows(halves: Sequence[object]) -> list[int]:
     return rows
 
 
-def _modalities(batch: PreparedBatch) -> list[tuple[str, ...]]:
-    return [
-        tuple(name for name, half in (("text", text), ("voice", clip)) if half is not None)
-        for text, clip in zip(batch.texts, batch.clips, strict=True)
-    ]
-
-
 def _outcome(
     scores: list[float],
     flags: tuple[str, ...],
     attributes: dict[str, AttributeAnswer],
     tokens: int,
-    modalities: tuple[str, ...],
+    path: str,
 ) -> Outcome:
     if any(score != score for score in scores):
         return Unscorable(reason="not_a_number", error="the network gave a score that is not a number")
-    return Scored(scores=tuple(scores), flags=flags, attributes=attributes, tokens=tokens, modalities=modalities)
+    return Scored(scores=tuple(scores), flags=flags, attributes=attributes, tokens=tokens, modalities=MODALITIES[path])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emostream.model.batching import pad_rows
-from emostream.model.datasets import Dataset, Example, read_splits
+from emostream.model.datasets import Dataset, Example
 from emostream.model.device import autocast
 from emostream.model.encoder import load_pretrained_encoder, load_pretrained_tokenizer
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
@@ -24,7 +24,7 @@ from emostream.model.normalise import Normalisation
 from emostream.model.pooling import Compute, pool_texts
 from emostream.model.recipe import TextRecipe
 from emostream.model.samples import EMOTION
-from emostream.model.sampling import class_weights, draw, shares, shuffled_batches, soft_targets
+from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
 from emostream.model.training_loop import Stage
 
 
@@ -61,13 +61,8 @@ class TextStage(Stage):
             normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),
             window_tokens=recipe.window_tokens,
         )
-        splits = [
-            read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None)
-            for choice in recipe.datasets
-        ]
-        self._train_sets = [learned for learned, _ in splits]
-        self._dev_sets = [held for (_, held), choice in zip(splits, recipe.datasets, strict=True) if choice.judged]
-        train_sets = self._train_sets
+        train_sets, self._dev_sets = read_choices(recipe.datasets, data=data, fold=fold)
+        self._train_sets = train_sets
         self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
         self.branch = TextBranch(load_pretrained_encoder(encoder))
         prepare_for_training(self.branch.encoder)
@@ -97,7 +92,8 @@ class TextStage(Stage):
     def _draws(self) -> list[int]:
         """Return how many texts of each data set an epoch has."""
         sizes = [len(rows) for rows in self._rows]
-        return shares(sizes, total=self._recipe.examples_per_epoch, power=self._recipe.sampling_power)
+        recipe = self._recipe
+        return shares(sizes, recipe.datasets, total=recipe.examples_per_epoch, power=recipe.sampling_power)
 
     def batches(self, epoch: int) -> Iterator[list[tuple[Row, int]]]:
         """Yield batches of rows, each with the number of its data set."""
@@ -136,19 +132,14 @@ class TextStage(Stage):
             targets[row.head][number] = target_C * self._weights[dataset][row.head]
         return targets
 
-    def parameter_groups(self) -> list[dict[str, object]]:
-        """Return AdamW's groups: one rate for the heads, falling downwards through the encoder's layers."""
+    def peak_rate(self, parameter: str) -> float:
+        """Return one rate for the heads, and one that falls downwards through the encoder's layers."""
         settings = self.optimisation
+        if not parameter.startswith("branch."):
+            return settings.head_learning_rate
         depth = self.branch.encoder.config.num_hidden_layers
-        groups: list[dict[str, object]] = []
-        for name, parameter in self.named_parameters():
-            rate = settings.head_learning_rate
-            if name.startswith("branch."):
-                layer = int(name.split(".")[4]) if ".layer." in name else -1
-                rate = settings.learning_rate * settings.layer_decay ** (depth - 1 - layer)
-            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
-            groups.append({"params": [parameter], "peak_rate": rate, "weight_decay": decay})
-        return groups
+        layer = int(parameter.split(".")[4]) if ".layer." in parameter else -1
+        return float(settings.learning_rate * settings.layer_decay ** (depth - 1 - layer))
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each data set's development split, each head at its own best temperature."""

@@ -78,8 +78,19 @@ class Stage(ABC, nn.Module):
         """Yield an epoch's batches, the same ones whenever asked."""
 
     @abstractmethod
+    def peak_rate(self, parameter: str) -> float:
+        """Return the highest rate of a parameter, by its name."""
+
     def parameter_groups(self) -> list[dict[str, object]]:
-        """Return AdamW's groups, each with its `peak_rate`."""
+        """Return AdamW's groups: each parameter with its rate, L2 regularisation on matrices only."""
+        return [
+            {
+                "params": [parameter],
+                "peak_rate": self.peak_rate(name),
+                "weight_decay": self.optimisation.weight_decay if parameter.dim() > 1 else 0.0,
+            }
+            for name, parameter in self.named_parameters()
+        ]
 
     @abstractmethod
     def judge(self) -> tuple[Evaluation, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
-from emostream.model.datasets import Dataset, read_splits
+from emostream.model.datasets import Dataset
 from emostream.model.device import autocast
 from emostream.model.errors import DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
@@ -26,7 +26,7 @@ from emostream.model.network import Head, VoiceBranch
 from emostream.model.pooling import Compute, pool_clips
 from emostream.model.recipe import VoiceRecipe
 from emostream.model.samples import EMOTION, LABELS
-from emostream.model.sampling import class_weights, draw, shares, shuffled_batches, soft_targets
+from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
 from emostream.model.training_loop import Stage
 
 _Waveform = NDArray[np.float32]
@@ -54,15 +54,9 @@ class VoiceStage(Stage):
         super().__init__()
         self.optimisation = recipe.optimisation
         self._recipe, self._compute, self._seed = recipe, compute, seed
-        splits = [
-            read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None)
-            for choice in recipe.datasets
-        ]
-        train_sets = [_recorded(learned) for learned, _ in splits]
+        learned, held = read_choices(recipe.datasets, data=data, fold=fold)
+        train_sets, self._dev_sets = list(map(_recorded, learned)), list(map(_recorded, held))
         self._train_sets = train_sets
-        self._dev_sets = [
-            _recorded(held) for (_, held), choice in zip(splits, recipe.datasets, strict=True) if choice.judged
-        ]
         self._labels = [[example.labels for example in dataset.examples] for dataset in train_sets]
         self._clips = [[_at_speeds(wave, recipe.speeds) for wave in read_waveforms(dataset)] for dataset in train_sets]
         self._dev_clips = [[cut_windows(wave) for wave in read_waveforms(dataset)] for dataset in self._dev_sets]
@@ -95,7 +89,8 @@ class VoiceStage(Stage):
 
     def _draws(self) -> list[int]:
         sizes = [len(clips) for clips in self._clips]
-        return shares(sizes, total=self._recipe.examples_per_epoch, power=self._recipe.sampling_power)
+        recipe = self._recipe
+        return shares(sizes, recipe.datasets, total=recipe.examples_per_epoch, power=recipe.sampling_power)
 
     def batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of (number of the data set, number of the recording in it)."""
@@ -166,17 +161,10 @@ class VoiceStage(Stage):
         mixed_BKFM = share * images_BKFM + (1 - share) * images_BKFM[other]
         return mixed_BKFM, share * targets_BC + (1 - share) * targets_BC[other]
 
-    def parameter_groups(self) -> list[dict[str, object]]:
-        """Return AdamW's groups: one rate for MobileNet, one for the head."""
+    def peak_rate(self, parameter: str) -> float:
+        """Return one rate for MobileNet, one for the head."""
         settings = self.optimisation
-        return [
-            {
-                "params": [parameter],
-                "peak_rate": settings.learning_rate if name.startswith("branch.") else settings.head_learning_rate,
-                "weight_decay": settings.weight_decay if parameter.dim() > 1 else 0.0,
-            }
-            for name, parameter in self.named_parameters()
-        ]
+        return settings.learning_rate if parameter.startswith("branch.") else settings.head_learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each judged data set's development split at its own best temperature."""

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.redis_sink import RedisSink
 from emostream.connectors.topics import create_topics
+from emostream.model.samples import attribute_names
 from emostream.streams.app import build_app
 from emostream.streams.batcher import Batcher
 from emostream.streams.errors import StreamError
@@ -70,7 +71,7 @@ class Worker:
                 device=settings.device,
                 precision=settings.precision,
                 threads=settings.threads,
-                attributes=tuple(filter(None, map(str.strip, settings.attributes.split(",")))),
+                attributes=attribute_names(settings.attributes),
             ),
             deadline_s=settings.inference_deadline_s,
             restarts=self._metrics.gpu_worker_restarts,

@@ -18,4 +18,4 @@ def test_every_row_once_and_within_cost(lengths: list[int], most_tokens: int) ->
 
 def test_rows_are_filled_with_the_pad_id() -> None:
     ids = pad_rows([(5, 6), (7,)], pad_id=1)
-    assert torch.equal(ids, torch.tensor([[5, 6, 1, 1, 1, 1, 1, 1], [7, 1, 1, 1, 1, 1, 1, 1]]))
+    assert torch.equal(ids, torch.tensor([[5, 6, 1, 1], [7, 1, 1, 1]]))

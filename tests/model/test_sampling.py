@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.model.datasets import Dataset, Example
+from emostream.model.recipe import DatasetChoice
 from emostream.model.sampling import class_weights, draw, shares, shuffled_batches, soft_targets
 
 
@@ -24,9 +25,15 @@ def test_an_epoch_can_be_drawn_again() -> None:
 
 
 def test_shares_follow_the_power() -> None:
-    assert shares([100, 400], total=0, power=1.0) == [100, 400]
-    assert shares([100, 400], total=300, power=0.5) == [100, 200]
-    assert shares([100, 400], total=300, power=0.0) == [150, 150]
+    two = [DatasetChoice(name="a", folder="a"), DatasetChoice(name="b", folder="b")]
+    assert shares([100, 400], two, total=0, power=1.0) == [100, 400]
+    assert shares([100, 400], two, total=300, power=0.5) == [100, 200]
+    assert shares([100, 400], two, total=300, power=0.0) == [150, 150]
+
+
+def test_shares_follow_the_emphasis() -> None:
+    stressed = [DatasetChoice(name="a", folder="a", emphasis=2.0), DatasetChoice(name="b", folder="b")]
+    assert shares([100, 400], stressed, total=400, power=0.5) == [200, 200]
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=200))
