@@ -6,6 +6,9 @@ topics       which topics exist; creating what is missing
 broker       connecting to Kafka, and what is said when nobody answers
 producer     kafka-python producer that sources publish through
 jsonl        `emostream ingest jsonl`: a file or standard input -> posts
+clips        `emostream ingest clips`: a folder -> clips, and the posts beside them
+recordings   what is in that folder; ledger: what of it was published and confirmed
+transcode    a recording -> one that fits into a record; ffmpeg: opening what strangers recorded
 reader       answers and dead letters, read back (`emostream watch`)
 sinks        where answers go: one protocol, Kafka (kafka_sink) and Redis (redis_sink)
 """

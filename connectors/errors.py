@@ -1,7 +1,8 @@
 """What can go wrong at the edges.
 
     ConnectorError
-    ├── MalformedRecord   decoding a record of `posts`: its reason is the dead letter's
+    ├── MalformedRecord   decoding a record of `posts` or `clips`: its reason is the dead letter's; reading a recording
+    ├── RecordingsError   `ingest clips`: the folder cannot be read, its state cannot be kept
     ├── BrokerError       creating topics, publishing: the broker is away or refuses
     └── SinkError         writing answers
         ├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
@@ -29,6 +30,12 @@ class MalformedRecord(ConnectorError):
     def __init__(self, reason: str, error: str) -> None:
         super().__init__(error)
         self.reason = reason
+
+
+class RecordingsError(ConnectorError):
+    """A folder of recordings cannot be read, or what was published of it cannot be kept."""
+
+    reason = "recordings"
 
 
 class BrokerError(ConnectorError):

@@ -10,7 +10,7 @@ import msgspec
 
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import MOST_POST_BYTES, decode_post
-from emostream.connectors.producer import PostProducer
+from emostream.connectors.producer import RecordProducer
 
 _LINES_AHEAD = 256
 """Lines read ahead: keeps a fast source busy, and holds at most 16 MiB."""
@@ -108,7 +108,8 @@ def lines_until(stopping: Callable[[], bool], lines: Iterable[bytes]) -> Iterato
 def ingest_lines(
     lines: Iterable[bytes],
     *,
-    producer: PostProducer,
+    producer: RecordProducer,
+    topic: str,
     pace: Pace,
     on_malformed: Callable[[MalformedRow], None],
     checked: bool = True,
@@ -117,7 +118,8 @@ def ingest_lines(
 
     Args:
         lines: JSON objects, one a line; blank lines are passed over.
-        producer: Where posts go.
+        producer: What publishes them.
+        topic: Where posts go.
         pace: How fast.
         on_malformed: Told about each row that is no post.
         checked: Leave rows out that are no posts; otherwise every row is published as it stands and the worker
@@ -134,7 +136,7 @@ def ingest_lines(
                 tally.malformed += 1
                 on_malformed(fault)
             if fault is None or not checked:
-                producer.publish(key=key, value=value)
+                producer.publish(topic, key=key, value=value)
                 tally.published += 1
         yield tally
 

@@ -12,12 +12,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
 
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
-from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, Emotion, encode_emotion
+from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, encode_emotion
+from emostream.connectors.producer import MOST_REQUEST_BYTES
+from emostream.connectors.sinks import Answer
 
 _log = logging.getLogger(__name__)
-
-MOST_REQUEST_BYTES = 1024 * 1024
-"""Largest record and request; Kafka's own default for a broker is the same and twelve bytes."""
 
 _KEPT_BYTES = 512 * 1024
 """What is kept of the value of a dead letter that its own headers made too large to write."""
@@ -129,9 +128,10 @@ class KafkaSink:
     def __init__(self, writer: KafkaWriter) -> None:
         self._writer = writer
 
-    async def write(self, answers: Sequence[Emotion]) -> None:
+    async def write(self, answers: Sequence[Answer]) -> None:
         """Write answers and wait until each is confirmed."""
-        await self._writer.write([(a.post_id.encode(), encode_emotion(a), []) for a in answers])
+        emotions = [answer.emotion for answer in answers]
+        await self._writer.write([(each.post_id.encode(), encode_emotion(each), []) for each in emotions])
 
     async def close(self) -> None:
         """Flush and let go of the connection."""

@@ -1,11 +1,12 @@
 """Every wire format, version 1. JSON is UTF-8; unknown fields are ignored, so that producers may add their own.
 
-`posts` is decoded here, `emotions` encoded (and decoded by `emostream watch`), `dead-letters` built from the
-record that failed. The JSON Schema files beside this module are generated from these structs (schemas.py).
+`posts` and `clips` are decoded here, `emotions` encoded (and decoded by `emostream watch`), `dead-letters` built from
+the record that failed. The JSON Schema files beside this module are generated from these structs (schemas.py).
 """
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,13 +14,21 @@ from msgspec import Meta, Struct
 
 from emostream.connectors.errors import MalformedRecord
 
-POSTS, EMOTIONS, DEAD_LETTERS = "posts", "emotions", "dead-letters"
+POSTS, CLIPS, EMOTIONS, DEAD_LETTERS = "posts", "clips", "emotions", "dead-letters"
 """Default names of the topics."""
 
 MOST_POST_BYTES = 64 * 1024
 """Largest record on `posts`; what is larger becomes a dead letter."""
 
-PostId = Annotated[str, Meta(min_length=1, max_length=256)]
+MOST_CLIP_BYTES = 1024 * 1024
+"""Largest recording on `clips`; what is larger becomes a dead letter."""
+
+CONTENT_TYPE = "content-type"
+"""Header of a record on `clips`: the recording's media type. It may be missing; what the bytes say counts."""
+
+_MOST_ID_CHARACTERS = 256
+
+PostId = Annotated[str, Meta(min_length=1, max_length=_MOST_ID_CHARACTERS)]
 Source = Annotated[str, Meta(max_length=128)]
 Author = Annotated[str, Meta(max_length=256)]
 Language = Annotated[str, Meta(max_length=35)]
@@ -51,6 +60,18 @@ class Post(Struct, frozen=True, omit_defaults=True):
     created_at: Annotated[dt.datetime, Meta(tz=True)] | None = None
     topics: Topics | None = None
     clip: bool = False
+
+
+class Clip(Struct, frozen=True):
+    """A voice clip, as sources publish it to `clips`: the recording is the record's value, the post's id its key.
+
+    Attributes:
+        post_id: The post that it belongs to, which may never come.
+        audio: The encoded recording: WAV, FLAC, Ogg (Vorbis, Opus), MP3, M4A/AAC or WebM.
+    """
+
+    post_id: str
+    audio: bytes
 
 
 class Attribute(Struct, frozen=True):
@@ -85,7 +106,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         v: Version of this format.
         post_id: The post it answers.
-        revision: Counts up when a richer answer (text and voice) follows a poorer one.
+        revision: Counts up when a richer answer (text and voice) follows a poorer one, or a newer one replaces it.
         emotion: The label with the highest score.
         confidence: That score.
         scores: Calibrated probabilities over the seven labels.
@@ -98,7 +119,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
         topics: As in the post.
         lang: As in the post.
         posted_at: The post's `created_at`.
-        ingested_at: When the post reached Kafka: its record's timestamp.
+        ingested_at: When the post reached Kafka: its record's timestamp; the clip's, where there is no post.
         scored_at: When the model answered.
     """
 
@@ -191,6 +212,35 @@ def decode_post(value: bytes | None) -> Post:
     if not post.text.strip():
         raise MalformedRecord("empty_text", "the text is nothing but white space")
     return post
+
+
+def decode_clip(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Clip:
+    """Take a record of `clips` apart. Whether its bytes are a recording shows when they are decoded.
+
+    Raises:
+        MalformedRecord: With the reason `empty_id`, `too_long`, `not_utf8`, `empty`, `too_large` or `unknown_type`.
+    """
+    if not key:
+        raise MalformedRecord("empty_id", "a clip's key is its post's id; this one has none")
+    try:
+        post_id = key.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedRecord("not_utf8", f"byte {error.start} of the key is not UTF-8") from error
+    if len(post_id) > _MOST_ID_CHARACTERS:
+        raise MalformedRecord(
+            "too_long", f"an id of {len(post_id)} characters; at most {_MOST_ID_CHARACTERS} are taken"
+        )
+    if not value:
+        raise MalformedRecord("empty", "the record has no value")
+    if len(value) > MOST_CLIP_BYTES:
+        raise MalformedRecord("too_large", f"{len(value)} bytes; at most {MOST_CLIP_BYTES} are read")
+    for content_type in (content for name, content in headers if name.lower() == CONTENT_TYPE):
+        if content_type and not _AUDIBLE.match(content_type):
+            raise MalformedRecord("unknown_type", f"the {CONTENT_TYPE} {content_type[:64]!r} is no recording's")
+    return Clip(post_id=post_id, audio=value)
+
+
+_AUDIBLE = re.compile(rb"\s*(audio/|video/(webm|mp4|ogg)|application/(ogg|octet-stream))", re.IGNORECASE)
 
 
 def encode_post(post: Post) -> bytes:

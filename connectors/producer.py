@@ -6,6 +6,7 @@ after `flush`: `failed` counts those that did not.
 
 import logging
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 
 from kafka import KafkaProducer
@@ -16,35 +17,38 @@ from emostream.connectors.errors import BrokerError
 
 _log = logging.getLogger(__name__)
 
-_MOST_IN_FLIGHT = 1024
-"""Records handed over and not yet confirmed. kafka-python 3 buffers without bound; this holds at most 64 MiB of the
-largest posts, and is enough to keep a broker busy that answers in 10 ms with 100,000 posts a second."""
+_MOST_IN_FLIGHT_BYTES = 32 * 1024 * 1024
+_RECORD_BYTES = 1024
+"""Bytes handed over and not yet confirmed, and what each record costs on top of its own. kafka-python 3 buffers without
+bound; this holds 32 of the largest clips or some 25,000 posts, enough to keep a broker busy that answers in 10 ms."""
+
+MOST_REQUEST_BYTES = 1024 * 1024 + 64 * 1024
+"""Largest request: a clip of 1 MiB, its key and headers. The topics that emostream creates take as much; a broker's own
+default is 1 MiB and twelve bytes."""
 
 _MOST_WAIT_S = 120.0
 """How long a delivery is tried, and a place in flight waited for, before it counts as failed."""
 
 
-class PostProducer:
-    """Publishes encoded posts to one topic; use it as a context manager.
+class RecordProducer:
+    """Publishes posts and clips; use it as a context manager.
 
     Args:
         bootstrap: Kafka's addresses, comma-separated.
-        topic: Where posts go.
 
     Raises:
         BrokerError: On entering, when no broker answers.
     """
 
-    def __init__(self, *, bootstrap: str, topic: str) -> None:
+    def __init__(self, *, bootstrap: str) -> None:
         self._bootstrap = bootstrap
-        self._topic = topic
         self._producer: KafkaProducer | None = None
-        self._counting = threading.Lock()
-        self._in_flight = threading.Semaphore(_MOST_IN_FLIGHT)
+        self._confirmed = threading.Condition()
+        self._in_flight_bytes = 0
         self.sent = 0
         self.failed = 0
 
-    def __enter__(self) -> "PostProducer":
+    def __enter__(self) -> "RecordProducer":
         self._producer = connect(
             KafkaProducer,
             self._bootstrap,
@@ -52,6 +56,7 @@ class PostProducer:
             enable_idempotence=True,
             linger_ms=5,
             compression_type="gzip",
+            max_request_size=MOST_REQUEST_BYTES,
             max_block_ms=int(_MOST_WAIT_S * 1000),
             delivery_timeout_ms=int(_MOST_WAIT_S * 1000),
         )
@@ -64,23 +69,29 @@ class PostProducer:
         self._producer.close(timeout=_MOST_WAIT_S)
         self._producer = None
 
-    def publish(self, *, key: str | None, value: bytes) -> None:
-        """Hand one record over; wait while too many are unconfirmed.
+    def publish(self, topic: str, *, key: str | None, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        """Hand one record over; wait while too much is unconfirmed.
 
         Raises:
-            BrokerError: The broker confirmed none of them for long, or the record is too large to be sent.
+            BrokerError: The broker confirmed nothing for long, or the record is too large to be sent.
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
-        if not self._in_flight.acquire(timeout=_MOST_WAIT_S):
-            raise BrokerError(f"the broker took no record for {_MOST_WAIT_S:.0f} s")
+        size = len(value) + _RECORD_BYTES
+        with self._confirmed:
+            room = self._confirmed.wait_for(
+                lambda: self._in_flight_bytes + size <= _MOST_IN_FLIGHT_BYTES, timeout=_MOST_WAIT_S
+            )
+            if not room:
+                raise BrokerError(f"the broker took no record for {_MOST_WAIT_S:.0f} s")
+            self._in_flight_bytes += size
         try:
-            delivery = self._producer.send(self._topic, key=key.encode() if key else None, value=value)
+            delivery = self._producer.send(topic, key=key.encode() if key else None, value=value, headers=list(headers))
         except KafkaError as error:
-            self._in_flight.release()
+            self._release(size)
             raise BrokerError(f"the record cannot be sent: {error!r}") from error
         self.sent += 1
-        delivery.add_callback(self._on_confirmed)
-        delivery.add_errback(self._on_failed)
+        delivery.add_callback(lambda _metadata: self._release(size))
+        delivery.add_errback(lambda error: self._on_failed(size, error))
 
     def flush(self) -> None:
         """Wait until every record handed over is confirmed or has failed.
@@ -96,11 +107,12 @@ class PostProducer:
         if self.failed:
             raise BrokerError(f"{self.failed} of {self.sent} records were not delivered")
 
-    def _on_confirmed(self, _metadata: object) -> None:
-        self._in_flight.release()
+    def _release(self, size: int) -> None:
+        with self._confirmed:
+            self._in_flight_bytes -= size
+            self._confirmed.notify()
 
-    def _on_failed(self, error: BaseException) -> None:
-        self._in_flight.release()
-        with self._counting:
-            self.failed += 1
+    def _on_failed(self, size: int, error: BaseException) -> None:
+        self.failed += 1
+        self._release(size)
         _log.error("a record was not delivered: %r", error)

@@ -9,6 +9,10 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from emostream.connectors.broker import connect
 from emostream.connectors.errors import BrokerError
+from emostream.connectors.producer import MOST_REQUEST_BYTES
+
+_TOPIC_SETTINGS = {"max.message.bytes": str(MOST_REQUEST_BYTES)}
+"""A clip of 1 MiB and what is said about it must fit into `clips`, and into the dead letters."""
 
 
 class TopicState(msgspec.Struct, frozen=True):
@@ -33,6 +37,20 @@ def describe_topics(bootstrap: str, names: Sequence[str]) -> list[TopicState]:
         admin.close()
 
 
+def require_equal_partitions(states: Sequence[TopicState]) -> None:
+    """Make sure that topics whose records are to meet by key have the same number of partitions.
+
+    Raises:
+        BrokerError: They have not, or one does not exist.
+    """
+    found = ", ".join(f"{state.name!r} has {state.partitions or 'none: it does not exist'}" for state in states)
+    if len({state.partitions for state in states}) > 1 or not all(state.partitions for state in states):
+        raise BrokerError(
+            f"a post and its clip meet only where both topics have the same number of partitions: {found}; "
+            "`kafka-topics --alter --topic TOPIC --partitions N` adds some to the smaller one"
+        )
+
+
 def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
     """Create the topics that are missing, leave the others alone, and return the state of all.
 
@@ -50,7 +68,7 @@ def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, repl
         missing = [state.name for state in _describe(admin, names) if not state.partitions]
         for name in missing:
             try:
-                admin.create_topics([NewTopic(name, partitions, replication)])
+                admin.create_topics([NewTopic(name, partitions, replication, topic_configs=_TOPIC_SETTINGS)])
             except TopicAlreadyExistsError:  # another worker was quicker
                 continue
         return _describe(admin, names)

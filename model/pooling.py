@@ -5,7 +5,9 @@ Used by the scorer, by training to judge an epoch, and by the fusion stage, so t
 Legend: N items, W windows, S samples, D width of a pooled text, V of a pooled recording.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -23,8 +25,11 @@ tokens score within 5 % of each other, 2048 some 15 % slower, 4096 some 30 % (a 
 leave the cache). A GPU wants tens of thousands to be busy at all; that figure is not measured yet."""
 
 
-MOST_SAMPLES = {"cpu": 16 * MOST_FRAMES * HOP_SAMPLES, "cuda": 512 * MOST_FRAMES * HOP_SAMPLES}
-"""Samples of one forward pass of the voice branch: 16 of the longest windows on a CPU, where more are no faster."""
+MOST_SAMPLES = {"cpu": 4 * MOST_FRAMES * HOP_SAMPLES, "cuda": 512 * MOST_FRAMES * HOP_SAMPLES}
+"""Samples of one forward pass of the voice branch: four of the longest windows on a CPU, where more are no faster, and
+texts that come meanwhile wait for no more than these."""
+
+Result = TypeVar("Result")
 
 
 class Compute(msgspec.Struct, frozen=True):
@@ -53,7 +58,6 @@ def pool_texts(branch: TextBranch, texts: Sequence[Windows], *, pad_id: int, com
     return mean_over_windows(pooled_WD, owners_W, len(texts)), padded_tokens
 
 
-@torch.no_grad()
 def pool_clips(branch: VoiceBranch, clips: Sequence[ClipWindows], *, compute: Compute) -> Tensor:
     """Run the voice branch.
 
@@ -61,18 +65,44 @@ def pool_clips(branch: VoiceBranch, clips: Sequence[ClipWindows], *, compute: Co
         pooled_NV, float32, on the CPU: the mean over each recording's windows. A recording's windows are padded by
         themselves, never to the length of a neighbour: its vector does not depend on its batch.
     """
+    return exhaust(pool_clips_in_steps(branch, clips, compute=compute))[0]
+
+
+@torch.no_grad()
+def pool_clips_in_steps(
+    branch: VoiceBranch, clips: Sequence[ClipWindows], *, compute: Compute
+) -> Generator[None, None, tuple[Tensor, float]]:
+    """Run the voice branch as `pool_clips` does, pausing after each forward pass.
+
+    Returns:
+        What `pool_clips` returns, and the seconds spent on it, pauses not counted.
+    """
     rows = [row for clip in clips for row in clip.rows]
     owners_W = torch.tensor([n for n, clip in enumerate(clips) for _ in clip.rows], dtype=torch.int64)
     pooled_WV = torch.empty(len(rows), branch.width)
     most_samples = MOST_SAMPLES[compute.device.type]
+    seconds = 0.0
     for length in sorted({len(row) for row in rows}):
         same = [index for index, row in enumerate(rows) if len(row) == length]
         size = max(1, most_samples // length)
         for group in (same[start : start + size] for start in range(0, len(same), size)):
+            started = time.perf_counter()
             wave_WS = stack_windows([rows[index] for index in group]).to(compute.device)
             with autocast(compute.device, compute.precision):
                 pooled_WV[group] = branch(wave_WS).float().cpu()
-    return mean_over_windows(pooled_WV, owners_W, len(clips))
+            seconds += time.perf_counter() - started
+            yield
+    return mean_over_windows(pooled_WV, owners_W, len(clips)), seconds
+
+
+def exhaust(steps: Generator[None, None, Result]) -> Result:
+    """Take every step at once, and return what the last one returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def mean_over_windows(pooled_WD: Tensor, owners_W: Tensor, items: int) -> Tensor:

@@ -36,6 +36,15 @@ FLAG_SILENCE = "silence"
 FLAG_LOW_QUALITY = "low_quality"
 """The recording is clipped, noise for the most part, or damaged."""
 
+FLAG_CLIP_FAILED = "clip_failed"
+"""The post came with a clip that could not be heard; the answer rests on the text. The clip is a dead letter."""
+
+FLAG_CLIP_MISSING = "clip_missing"
+"""The post announced a clip that has not come; a richer answer follows if it still does."""
+
+FLAG_PARTNER_UNKNOWN = "partner_unknown"
+"""The half stands alone because nobody could be asked whether the other one had come before."""
+
 ATTRIBUTES = ("sentiment", "irony", "offensive", "hate")
 """Heads whose answers come with every answer unless asked otherwise. The others answer questions that few posts raise:
 stance towards five named targets, the emoji that fits, and the emotions of other data sets."""
@@ -44,6 +53,22 @@ stance towards five named targets, the emoji that fits, and the emotions of othe
 def attribute_names(listed: str) -> tuple[str, ...]:
     """Return the heads that a person listed, separated by commas."""
     return tuple(filter(None, map(str.strip, listed.split(","))))
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """What one answer is asked for; at least one half of it is there.
+
+    Attributes:
+        text: What was written.
+        clip: What was said: an encoded recording.
+        text_vector: In place of a text: what `Scored.text_vector` said of it.
+        voice_vector: In place of a clip: what `Scored.voice_vector` said of it.
+    """
+
+    text: str | None = None
+    clip: bytes | None = None
+    text_vector: bytes | None = None
+    voice_vector: bytes | None = None
 
 
 class AttributeAnswer(msgspec.Struct, frozen=True):
@@ -62,6 +87,9 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
         tokens: Tokens the encoder read for it, special tokens included.
         modalities: What the answer rests on.
         attributes: Answers of other heads, by name.
+        text_vector: The pooled text, float16, little endian; with it a partner that comes later is answered fused.
+        voice_vector: The pooled recording, likewise.
+        clip_fault: Why the clip that was asked about could not be heard; the answer rests on the text.
     """
 
     scores: tuple[float, ...]
@@ -69,6 +97,9 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
     tokens: int = 0
     modalities: tuple[str, ...] = ("text",)
     attributes: dict[str, AttributeAnswer] = {}
+    text_vector: bytes | None = None
+    voice_vector: bytes | None = None
+    clip_fault: "Unscorable | None" = None
 
 
 class Unscorable(msgspec.Struct, frozen=True, tag="unscorable"):
@@ -96,14 +127,15 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class BatchOutcome(msgspec.Struct, frozen=True):
-    """The answers for a batch, in the order of its texts, and what they cost.
+    """The answers for a batch, in the order of its items, and what they cost.
 
     Attributes:
-        outcomes: One per text.
+        outcomes: One per item.
         tokens: Real tokens read by the encoder.
         padded_tokens: Tokens computed, padding included.
         tokenise_s: Seconds spent on making the input ready: normalising and tokenising, cutting recordings.
         forward_s: Seconds spent in the network.
+        audio_s: Seconds of audio heard.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -111,3 +143,4 @@ class BatchOutcome(msgspec.Struct, frozen=True):
     padded_tokens: int
     tokenise_s: float
     forward_s: float
+    audio_s: float = 0.0

@@ -1,27 +1,29 @@
 """A checkpoint at work: texts, recordings or both in, one outcome each out, same order.
 
-Called by the GPU worker's child process, by `emostream predict` and by evaluation. `prepare` and `compute` may run in
-a thread each, neither in several.
+Called by the GPU worker's child process, by `emostream predict` and by evaluation. `prepare` may run in several
+threads, next to one thread that computes.
 
 Legend: N items, X texts among them, R recordings among them, D width of a pooled text, V of a recording, C classes.
 """
 
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
-from emostream.model.audio import Recording
+from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from emostream.model.clip_quality import quality_flags
 from emostream.model.device import choose_device, choose_precision, precision_name
 from emostream.model.errors import CheckpointError
 from emostream.model.features import ClipWindows, cut_windows
 from emostream.model.language import LanguageDetector
-from emostream.model.pooling import Compute, pool_clips, pool_texts
+from emostream.model.pooling import Compute, exhaust, pool_clips_in_steps, pool_texts
 from emostream.model.samples import (
     ATTRIBUTES,
     FLAG_LANGUAGE,
@@ -49,23 +51,34 @@ _UNKNOWN_SHARE = 0.5
 """Share of tokens outside the vocabulary from which a text counts as unread."""
 
 
-class Item(msgspec.Struct, frozen=True, eq=False):
-    """What one answer is asked for: a text, a recording, or both."""
+class Item(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What one answer is asked for: a text, a recording, or both; a half that was read before as its pooled vector.
+
+    Attributes:
+        text: What was written.
+        recording: What was said.
+        text_D: In place of a text, its pooled vector.
+        voice_V: In place of a recording, its pooled vector.
+    """
 
     text: str | None = None
     recording: Recording | None = None
+    text_D: Tensor | None = None
+    voice_V: Tensor | None = None
 
 
 class PreparedBatch(msgspec.Struct, frozen=True, eq=False):
     """Items as the network reads them.
 
     Attributes:
-        texts: Token windows of each item; None where it has no text.
-        clips: Windows of its recording; None where it has none.
+        items: What was asked.
+        texts: Token windows of each item; None where it has no text to read.
+        clips: Windows of its recording; None where it has none to hear.
         flags: What was noticed about each item on the way.
         prepare_s: Seconds that it took.
     """
 
+    items: tuple[Item, ...]
     texts: tuple[Windows | None, ...]
     clips: tuple[ClipWindows | None, ...]
     flags: tuple[tuple[str, ...], ...]
@@ -102,6 +115,7 @@ class EmotionScorer:
         self._network = checkpoint.network.to(chosen).eval()
         self._attributes = _known(attributes, checkpoint.config.attributes)
         self._language = language
+        self._reading = threading.Lock()
 
     @classmethod
     def load(
@@ -137,9 +151,11 @@ class EmotionScorer:
         return self._config.attributes
 
     def warm_up(self) -> None:
-        """Score a few texts of different lengths, so that the first real batch finds everything prepared."""
+        """Score a few items of different lengths, so that the first real batch finds everything prepared."""
         for count in (1, 32):
             self.score([Item(text=text) for text in _WARM_UP_TEXTS * count])
+        if self._network.voice is not None:
+            self.score([Item(text=_WARM_UP_TEXTS[0], recording=recording) for recording in _warm_up_recordings()])
 
     def score(self, items: Sequence[Item]) -> BatchOutcome:
         """Score items of any length: `prepare`, then `compute`.
@@ -150,50 +166,55 @@ class EmotionScorer:
         return self.compute(self.prepare(items))
 
     def prepare(self, items: Sequence[Item]) -> PreparedBatch:
-        """Normalise, tokenise and cut; may run in a thread of its own, next to `compute`."""
+        """Normalise, tokenise and cut; may run in threads of its own, next to `compute`."""
         started = time.perf_counter()
         with_text = [item.text for item in items if item.text is not None]
-        windows = iter(self._tokenizer.windows(with_text))
+        with self._reading:
+            windows = iter(self._tokenizer.windows(with_text))
+            foreign = iter([self._language.is_foreign(text) for text in with_text])
         texts = tuple(None if item.text is None else next(windows) for item in items)
         clips = tuple(None if item.recording is None else cut_windows(item.recording.waveform) for item in items)
-        flags = tuple(self._flags(*pair) for pair in zip(items, texts, strict=True))
-        return PreparedBatch(texts=texts, clips=clips, flags=flags, prepare_s=time.perf_counter() - started)
+        flags = []
+        for item, read in zip(items, texts, strict=True):
+            of_text = _text_flags(read, is_foreign=next(foreign)) if read is not None else []
+            of_voice = _voice_flags(item.recording) if item.recording is not None else []
+            flags.append(tuple(dict.fromkeys([*of_text, *of_voice])))
+        took_s = time.perf_counter() - started
+        return PreparedBatch(items=tuple(items), texts=texts, clips=clips, flags=tuple(flags), prepare_s=took_s)
 
-    def _flags(self, item: Item, windows: Windows | None) -> tuple[str, ...]:
-        flags: list[str] = []
-        if item.text is not None and windows is not None:
-            flags += [FLAG_WINDOWED] * (len(windows.rows) > 1)
-            flags += [FLAG_TRUNCATED] * windows.truncated
-            flags += [FLAG_NO_WORDS] * (not windows.has_words)
-            flags += [FLAG_UNKNOWN_TOKENS] * (windows.unknown_share >= _UNKNOWN_SHARE)
-            flags += [FLAG_LANGUAGE] * self._language.is_foreign(item.text)
-        if item.recording is not None:
-            flags += [FLAG_TRUNCATED] * item.recording.truncated
-            flags += quality_flags(item.recording.waveform)
-            flags += [FLAG_LOW_QUALITY] * item.recording.damaged
-        return tuple(dict.fromkeys(flags))
-
-    @torch.inference_mode()
     def compute(self, batch: PreparedBatch) -> BatchOutcome:
         """Run the network.
 
         Returns:
             One outcome per item, in order: `Scored`, or `Unscorable` where the network gave no number.
         """
+        return exhaust(self.steps(batch))
+
+    @torch.inference_mode()
+    def steps(self, batch: PreparedBatch) -> Generator[None, None, BatchOutcome]:
+        """Run the network as `compute` does, and pause after each few seconds of audio, so that others get their turn.
+
+        Any number of batches may be under way at once, in one thread.
+        """
         started = time.perf_counter()
         text_XD, padded_tokens = self._pool_texts(batch.texts)
-        voice_RV = self._pool_clips(batch.clips)
-        paths = [_path(*halves) for halves in zip(batch.texts, batch.clips, strict=True)]
-        scores_NC = self._path_scores(batch, paths, text_XD, voice_RV).tolist()
-        attributes = self._attribute_answers(batch.texts, text_XD)
+        text_s = time.perf_counter() - started
+        voice_RV, voice_s = yield from self._pool_clips(batch.clips)
+        started = time.perf_counter()
+        text = _by_item([item.text_D for item in batch.items], batch.texts, text_XD)
+        voice = _by_item([item.voice_V for item in batch.items], batch.clips, voice_RV)
+        paths = [_path(*halves) for halves in zip(text, voice, strict=True)]
+        scores_NC = self._path_scores(paths, text, voice).tolist()
+        attributes = self._attribute_answers(text)
         tokens = [sum(map(len, windows.rows)) if windows else 0 for windows in batch.texts]
-        columns = zip(scores_NC, batch.flags, attributes, tokens, paths, strict=True)
+        columns = zip(scores_NC, batch.flags, attributes, tokens, paths, _stored(text), _stored(voice), strict=True)
         return BatchOutcome(
             outcomes=tuple(_outcome(*row) for row in columns),
             tokens=sum(tokens),
             padded_tokens=padded_tokens,
             tokenise_s=batch.prepare_s,
-            forward_s=time.perf_counter() - started,
+            forward_s=text_s + voice_s + time.perf_counter() - started,
+            audio_s=sum(item.recording.seconds for item in batch.items if item.recording is not None),
         )
 
     @torch.inference_mode()
@@ -208,45 +229,59 @@ class EmotionScorer:
         text_XD, padded_tokens = pool_texts(self._network.text, given, pad_id=pad_id, compute=self._compute)
         return text_XD.to(self._compute.device), padded_tokens
 
-    def _pool_clips(self, clips: Sequence[ClipWindows | None]) -> Tensor | None:
+    def _pool_clips(self, clips: Sequence[ClipWindows | None]) -> Generator[None, None, tuple[Tensor, float]]:
+        """Return voice_RV of the recordings among the clips, and the seconds that it took; pauses in between."""
         given = [windows for windows in clips if windows is not None]
-        if not given:
-            return None
-        if self._network.voice is None:
+        if given and self._network.voice is None:
             raise CheckpointError(
                 f"{self._config.name} {self._config.version} reads texts alone: it has no voice branch"
             )
-        return pool_clips(self._network.voice, given, compute=self._compute).to(self._compute.device)
+        if self._network.voice is None or not given:
+            return torch.empty(0), 0.0
+        voice_RV, seconds = yield from pool_clips_in_steps(self._network.voice, given, compute=self._compute)
+        return voice_RV.to(self._compute.device), seconds
 
     def _path_scores(
-        self, batch: PreparedBatch, paths: Sequence[str], text_XD: Tensor, voice_RV: Tensor | None
+        self, paths: Sequence[str], text: Sequence[Tensor | None], voice: Sequence[Tensor | None]
     ) -> Tensor:
         """Return calibrated scores_NC, on the CPU; each item takes the path that it has the halves for."""
-        scores_NC = torch.empty(len(batch.texts), len(self._config.labels))
-        text_row, clip_row = _rows(batch.texts), _rows(batch.clips)
+        scores_NC = torch.empty(len(paths), len(self._config.labels))
         for path in (TEXT, VOICE, FUSED):
             items = [n for n, taken in enumerate(paths) if taken == path]
             if items:
-                text = None if path == VOICE else text_XD[[text_row[n] for n in items]]
-                voice = None if path == TEXT or voice_RV is None else voice_RV[[clip_row[n] for n in items]]
-                logits = self._network.fusion(text, voice).float() / self._config.temperatures[path]
-                scores_NC[items] = torch.softmax(logits, -1).cpu()
+                logits = self._network.fusion(self._stack(text, items), self._stack(voice, items)).float()
+                scores_NC[items] = torch.softmax(logits / self._config.temperatures[path], -1).cpu()
         return scores_NC
+
+    def _stack(self, vectors: Sequence[Tensor | None], items: Sequence[int]) -> Tensor | None:
+        """Return the vectors of items of one path as a matrix; None where that path has no such half."""
+        given = [vector for n in items if (vector := vectors[n]) is not None]
+        return torch.stack(given).to(self._compute.device) if given else None
 
     def _head(self, name: str, text_XD: Tensor) -> Tensor:
         logits_XC = self._network.attributes[name](text_XD).float() / self._config.temperatures[name]
         return torch.softmax(logits_XC, -1).cpu()
 
-    def _attribute_answers(self, texts: Sequence[Windows | None], text_XD: Tensor) -> list[dict[str, AttributeAnswer]]:
+    def _attribute_answers(self, text: Sequence[Tensor | None]) -> list[dict[str, AttributeAnswer]]:
         """Return each item's attributes; an item without text has none."""
-        answers: list[dict[str, AttributeAnswer]] = [{} for _ in texts]
-        with_text = [answer for answer, windows in zip(answers, texts, strict=True) if windows is not None]
-        for name in self._attributes if with_text else ():
+        answers: list[dict[str, AttributeAnswer]] = [{} for _ in text]
+        with_text = [answer for answer, vector in zip(answers, text, strict=True) if vector is not None]
+        text_XD = self._stack(text, range(len(text)))
+        for name in self._attributes if text_XD is not None else ():
             confidence_X, best_X = self._head(name, text_XD).max(-1)
             labels = self._config.attributes[name]
             for answer, confidence, best in zip(with_text, confidence_X.tolist(), best_X.tolist(), strict=True):
                 answer[name] = AttributeAnswer(label=labels[best], confidence=confidence)
         return answers
+
+
+def _warm_up_recordings() -> list[Recording]:
+    """Return noise of one window and of several."""
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 10 * SAMPLE_RATE_HZ).astype(np.float32)
+    return [
+        Recording(waveform=noise[: seconds * SAMPLE_RATE_HZ], seconds=seconds, truncated=False, damaged=False)
+        for seconds in (1, 10)
+    ]
 
 
 def _known(wanted: Sequence[str], heads: Mapping[str, object]) -> tuple[str, ...]:
@@ -262,13 +297,35 @@ def _path(text: object, clip: object) -> str:
     return VOICE if text is None else TEXT if clip is None else FUSED
 
 
-def _rows(halves: Sequence[object]) -> list[int]:
-    """Return, for each item, in which row of the pooled vectors its half stands."""
-    rows, given = [], 0
-    for half in halves:
-        rows.append(given)
-        given += half is not None
-    return rows
+def _by_item(
+    read_before: Sequence[Tensor | None], read_now: Sequence[object], pooled_XD: Tensor
+) -> list[Tensor | None]:
+    """Return each item's pooled vector: the one that it came with, or the next row where it was read just now."""
+    rows = iter(pooled_XD)
+    return [vector if read is None else next(rows) for vector, read in zip(read_before, read_now, strict=True)]
+
+
+def _stored(vectors: Sequence[Tensor | None]) -> list[bytes | None]:
+    """Return vectors as they are stored for partners that come later: float16."""
+    return [None if vector is None else vector.half().cpu().numpy().tobytes() for vector in vectors]
+
+
+def _text_flags(read: Windows, *, is_foreign: bool) -> list[str]:
+    return [
+        *[FLAG_WINDOWED] * (len(read.rows) > 1),
+        *[FLAG_TRUNCATED] * read.truncated,
+        *[FLAG_NO_WORDS] * (not read.has_words),
+        *[FLAG_UNKNOWN_TOKENS] * (read.unknown_share >= _UNKNOWN_SHARE),
+        *[FLAG_LANGUAGE] * is_foreign,
+    ]
+
+
+def _voice_flags(recording: Recording) -> list[str]:
+    return [
+        *[FLAG_TRUNCATED] * recording.truncated,
+        *quality_flags(recording.waveform),
+        *[FLAG_LOW_QUALITY] * recording.damaged,
+    ]
 
 
 def _outcome(
@@ -277,7 +334,17 @@ def _outcome(
     attributes: dict[str, AttributeAnswer],
     tokens: int,
     path: str,
+    text_vector: bytes | None,
+    voice_vector: bytes | None,
 ) -> Outcome:
     if any(score != score for score in scores):
         return Unscorable(reason="not_a_number", error="the network gave a score that is not a number")
-    return Scored(scores=tuple(scores), flags=flags, attributes=attributes, tokens=tokens, modalities=MODALITIES[path])
+    return Scored(
+        scores=tuple(scores),
+        flags=flags,
+        attributes=attributes,
+        tokens=tokens,
+        modalities=MODALITIES[path],
+        text_vector=text_vector,
+        voice_vector=voice_vector,
+    )

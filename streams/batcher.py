@@ -1,8 +1,9 @@
-"""One bounded queue whose items leave in batches. Filled by the Faust agent, emptied by the pipeline's runner.
+"""One bounded queue whose items leave in batches: one for texts, one for clips. Filled by the join, emptied by the
+pipeline's runner.
 
 A batch leaves when it is full, by cost and count, or when its oldest item has waited long enough. The cost is the
-sum of tokens, not longest times count: the scorer sorts a batch by length and pads in small groups, so a single long
-post does not make its neighbours expensive (docs/decisions/0003-batch-cost.md).
+sum of tokens, or of seconds of audio, not longest times count: the scorer sorts a batch by length and pads in small
+groups, so a single long post does not make its neighbours expensive (docs/decisions/0003-batch-cost.md).
 """
 
 import asyncio
@@ -17,30 +18,30 @@ class Batcher:
     """Collects items into batches.
 
     Args:
-        most_posts: Items of a full batch.
-        most_tokens: Cost of a full batch; an item that costs more makes a batch of its own.
+        most_items: Items of a full batch.
+        most_cost: Cost of a full batch; an item that costs more makes a batch of its own.
         max_wait_s: How long the oldest item of a batch waits for others.
-        queue_posts: Items that may wait; `put` waits while there are so many.
+        queue_items: Items that may wait; `put` waits while there are so many.
         clock: Seconds that only go forward.
     """
 
     def __init__(
         self,
         *,
-        most_posts: int,
-        most_tokens: int,
+        most_items: int,
+        most_cost: float,
         max_wait_s: float,
-        queue_posts: int,
+        queue_items: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most_posts = most_posts
-        self._most_tokens = most_tokens
+        self._most_items = most_items
+        self._most_cost = most_cost
         self._max_wait_s = max_wait_s
-        self._queue_posts = queue_posts
+        self._queue_items = queue_items
         self._clock = clock
         self._full: deque[list[Item]] = deque()
         self._open: list[Item] = []
-        self._open_tokens = 0
+        self._open_cost = 0.0
         self._waiting = 0
         self._arrival = asyncio.Event()
         self._space = asyncio.Event()
@@ -51,13 +52,13 @@ class Batcher:
 
     async def put(self, item: Item) -> None:
         """Add an item, waiting while the queue is full."""
-        while self._waiting >= self._queue_posts:
+        while self._waiting >= self._queue_items:
             self._space.clear()
             await self._space.wait()
         if self._open and not self._fits(item):
             self._close_open_batch()
         self._open.append(item)
-        self._open_tokens += item.tokens
+        self._open_cost += item.cost
         self._waiting += 1
         self._arrival.set()
 
@@ -80,16 +81,16 @@ class Batcher:
         return batch
 
     def _fits(self, item: Item) -> bool:
-        return len(self._open) < self._most_posts and self._open_tokens + item.tokens <= self._most_tokens
+        return len(self._open) < self._most_items and self._open_cost + item.cost <= self._most_cost
 
     def _left_s(self) -> float | None:
         """Seconds until the open batch must leave; None while it is empty."""
         if not self._open:
             return None
-        if len(self._open) >= self._most_posts or self._open_tokens >= self._most_tokens:
+        if len(self._open) >= self._most_items or self._open_cost >= self._most_cost:
             return 0.0
         return self._open[0].taken_s + self._max_wait_s - self._clock()
 
     def _close_open_batch(self) -> None:
         self._full.append(self._open)
-        self._open, self._open_tokens = [], 0
+        self._open, self._open_cost = [], 0.0

@@ -1,39 +1,36 @@
 """The command line. `emostream --help` lists the commands; each says what it does and which settings it takes."""
 
 import asyncio
-import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from emostream.connectors.errors import ConnectorError
-from emostream.connectors.jsonl import MalformedRow, Pace, Tally, bounded_lines, ingest_lines, lines_until
+from emostream.connectors.errors import ConnectorError, MalformedRecord
 from emostream.connectors.messages import Post, decode_emotion, decode_post, encode_post
-from emostream.connectors.producer import PostProducer
+from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import read_records
 from emostream.connectors.topics import create_topics, describe_topics
 from emostream.model import cli as model_cli
 from emostream.model.errors import ModelError
 from emostream.streams.errors import StreamError
+from emostream.streams.ingest_cli import ingest
 from emostream.streams.options import takes_settings
 from emostream.streams.settings import Settings
 from emostream.streams.show import answer_line, text_cells
+from emostream.streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
+    from emostream.connectors.transcode import FittedClip
     from emostream.streams.worker import Worker
 
 app = typer.Typer(
@@ -43,7 +40,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-ingest = typer.Typer(help="Bring posts in from outside.", no_args_is_help=True)
 topics = typer.Typer(help="Create and describe the topics.", no_args_is_help=True)
 app.add_typer(ingest, name="ingest")
 app.add_typer(topics, name="topics")
@@ -53,6 +49,8 @@ app.command()(model_cli.predict)
 
 _EXPECTED = (ConnectorError, ModelError, StreamError)
 """What a command may fail with: said in one sentence, without a traceback."""
+
+_TOPIC_SETTINGS = ("kafka", "posts_topic", "clips_topic", "emotions_topic", "dead_letters_topic")
 
 _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 """Libraries that log each rebalance at length; their warnings are shown, the rest is not."""
@@ -65,7 +63,7 @@ def demo(
     """See it run: embedded broker and Redis, a worker, 300 posts played in, answers as they come, a summary."""
     from emostream.streams.demo import run_demo
 
-    run_demo(Console(), rate=rate, stopping=_stop_on_signals())
+    run_demo(Console(), rate=rate, stopping=stop_on_signals())
 
 
 @app.command()
@@ -73,7 +71,7 @@ def up() -> None:
     """Start the same stack, empty, and keep it running until Ctrl-C: publish to it from anywhere on this machine."""
     from emostream.streams.demo import run_up
 
-    run_up(Console(), stopping=_stop_on_signals())
+    run_up(Console(), stopping=stop_on_signals())
 
 
 @app.command()
@@ -96,23 +94,39 @@ def worker(settings: Settings) -> None:
 
 
 @app.command()
-@takes_settings("kafka", "posts_topic")
+@takes_settings("kafka", "posts_topic", "clips_topic")
 def publish(
     settings: Settings,
-    text: Annotated[str, typer.Argument(help="What the post says.")],
+    text: Annotated[str | None, typer.Argument(help="What the post says; may be left away with --clip.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Recording of the post: WAV, FLAC, Ogg, Opus, MP3, M4A, AAC, MP4 or WebM.")
+    ] = None,
     post_id: Annotated[str | None, typer.Option("--id", help="The post's id; a new one if not given.")] = None,
     source: Annotated[str | None, typer.Option(help="Where it was posted.")] = None,
 ) -> None:
-    """Publish one post, and print its id."""
-    try:
-        value = encode_post(Post(id=post_id or uuid.uuid4().hex, text=text, source=source))
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter("the text is not UTF-8", param_hint="TEXT") from error
-    post = decode_post(value)  # what the worker would refuse is refused here
-    with _producer(settings) as producer:
-        producer.publish(key=post.id, value=value)
+    """Publish one post, a voice clip, or both, and print the id.
+
+    With TEXT and --clip, both go out under one id, and their answers are joined. What is longer than a minute or
+    larger than 1 MiB is transcoded to its first 61 seconds.
+    """
+    if text is None and clip is None:
+        raise typer.BadParameter("a text, a --clip, or both are needed", param_hint="TEXT")
+    if text is None and source is not None:
+        raise typer.BadParameter("it belongs to a post's text; there is none", param_hint="--source")
+    new_id = post_id or uuid.uuid4().hex
+    # What the worker would refuse is refused here, before anything is sent.
+    post = _checked_post(Post(id=new_id, text=text, source=source, clip=clip is not None)) if text is not None else None
+    fitted = _fitted(clip) if clip is not None else None
+    with RecordProducer(bootstrap=settings.kafka) as producer:
+        if fitted is not None:
+            from emostream.connectors.clips import ClipPublisher
+
+            publisher = ClipPublisher(producer, posts_topic=settings.posts_topic, clips_topic=settings.clips_topic)
+            publisher.publish(new_id, fitted, post=post)
+        elif post is not None:
+            producer.publish(settings.posts_topic, key=new_id, value=encode_post(post))
         producer.flush()
-    sys.stdout.write(f"{post.id}\n")
+    sys.stdout.write(f"{new_id}\n")
 
 
 @app.command()
@@ -124,7 +138,7 @@ def watch(
     count: Annotated[int, typer.Option(min=0, help="End after so many answers; 0 goes on until Ctrl-C.")] = 0,
 ) -> None:
     """Show answers as they come."""
-    stopping = _stop_on_signals()
+    stopping = stop_on_signals()
     console = Console()
     records = read_records(
         settings.kafka,
@@ -146,55 +160,13 @@ def watch(
             return
 
 
-@ingest.command("jsonl")
-@takes_settings("kafka", "posts_topic")
-def ingest_jsonl(
-    settings: Settings,
-    file: Annotated[Path, typer.Argument(help="File with one post (a JSON object) a line; - is standard input.")],
-    rate: Annotated[float, typer.Option(min=0, help="Most posts per second; 0 is as fast as Kafka takes them.")] = 0.0,
-    unchecked: Annotated[
-        bool,
-        typer.Option(help="Publish malformed rows as well; the worker turns them into dead letters."),
-    ] = False,
-) -> None:
-    """Publish posts from a JSONL file or standard input.
-
-    Rows that are no posts are reported with their line number and counted. SIGTERM and Ctrl-C end it cleanly: what was
-    handed over is confirmed, and the line reached is said. Exit code 0: all rows published; 3: some were malformed;
-    1: some were not delivered.
-    """
-    stopping = _stop_on_signals()
-    errors = Console(stderr=True)
-    tally = Tally()
-
-    def report(row: MalformedRow) -> None:
-        errors.print(f"line {row.line}: {row.reason}: {row.error}", style="yellow", markup=False)
-
-    with _producer(settings) as producer, _opened(file) as stream, _ingest_progress(errors) as bar:
-        task = bar.add_task("publishing", total=_count_lines(file), malformed=0)
-        for tally in ingest_lines(
-            lines_until(stopping.is_set, bounded_lines(stream)),
-            producer=producer,
-            pace=Pace(rate or None, sleep=stopping.wait),
-            on_malformed=report,
-            checked=not unchecked,
-        ):
-            bar.update(task, completed=tally.lines, malformed=tally.malformed)
-        producer.flush()
-    if stopping.is_set():
-        errors.print(f"stopped after line {tally.lines}")
-    errors.print(f"{tally.published} posts published and confirmed, {tally.malformed} malformed rows")
-    if tally.malformed and not unchecked:
-        raise typer.Exit(3)
-
-
 @topics.command("create")
-@takes_settings("kafka", "posts_topic", "emotions_topic", "dead_letters_topic", "partitions", "replication")
+@takes_settings(*_TOPIC_SETTINGS, "partitions", "replication")
 def topics_create(settings: Settings) -> None:
     """Create the topics that are missing."""
     states = create_topics(
         settings.kafka,
-        _topic_names(settings),
+        settings.topics,
         partitions=settings.partitions,
         replication=settings.replication,
     )
@@ -203,11 +175,11 @@ def topics_create(settings: Settings) -> None:
 
 
 @topics.command("describe")
-@takes_settings("kafka", "posts_topic", "emotions_topic", "dead_letters_topic")
+@takes_settings(*_TOPIC_SETTINGS)
 def topics_describe(settings: Settings) -> None:
     """Say which topics exist, and with how many partitions."""
     table = Table("topic", "partitions")
-    for state in describe_topics(settings.kafka, _topic_names(settings)):
+    for state in describe_topics(settings.kafka, settings.topics):
         table.add_row(state.name, str(state.partitions) if state.partitions else "[red]missing[/]")
     Console().print(table)
 
@@ -221,54 +193,22 @@ def main() -> None:
         raise SystemExit(1) from error
 
 
-def _topic_names(settings: Settings) -> list[str]:
-    return [settings.posts_topic, settings.emotions_topic, settings.dead_letters_topic]
-
-
-def _producer(settings: Settings) -> PostProducer:
-    return PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic)
-
-
-def _stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM, Ctrl-C and a closed terminal set; a second signal ends the process at once."""
-    stopping = threading.Event()
-
-    def stop(number: int, _frame: object) -> None:
-        stopping.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, stop)
-    return stopping
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    if str(file) == "-":
-        # A stream of its own that nobody closes: at the end a thread may still wait in it, holding its lock.
-        yield os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-        return
+def _checked_post(post: Post) -> Post:
     try:
-        stream = file.open("rb")
+        return decode_post(encode_post(post))
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("the text is not UTF-8", param_hint="TEXT") from error
+
+
+def _fitted(clip: Path) -> "FittedClip":
+    from emostream.connectors.transcode import fit_clip
+
+    try:
+        return fit_clip(clip)
+    except MalformedRecord as fault:
+        raise typer.BadParameter(f"{clip}: {fault.reason}: {fault}", param_hint="--clip") from fault
     except OSError as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
-    with stream:
-        yield stream
-
-
-def _count_lines(file: Path) -> int | None:
-    """Return how many lines a regular file has; None where only reading it would tell."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return sum(1 for _ in bounded_lines(stream))
-
-
-def _ingest_progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[malformed]} malformed"), console=console,
-    )  # fmt: skip
+        raise typer.BadParameter(f"{clip} cannot be read: {error.strerror}", param_hint="--clip") from error
 
 
 def _log_to_stderr(settings: Settings) -> None:

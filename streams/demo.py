@@ -28,7 +28,7 @@ from emostream.connectors import messages
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.jsonl import MalformedRow, Pace, bounded_lines, ingest_lines
 from emostream.connectors.messages import Emotion, decode_emotion, decode_post
-from emostream.connectors.producer import PostProducer
+from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.streams.errors import StackError, StreamError
 from emostream.streams.show import EMOTION_STYLES, answer_line, dead_letter_line, text_cells
@@ -193,11 +193,11 @@ def _feed(stack: Stack, rate: float, stopping: Event) -> None:
         """Say nothing: the row comes back as a dead letter."""
 
     with (
-        PostProducer(bootstrap=stack.kafka, topic=messages.POSTS) as producer,
+        RecordProducer(bootstrap=stack.kafka) as producer,
         POSTS_FILE.open("rb") as stream,
     ):
         for _ in ingest_lines(
-            bounded_lines(stream), producer=producer, pace=Pace(rate or None, sleep=stopping.wait),
+            bounded_lines(stream), producer=producer, topic=messages.POSTS, pace=Pace(rate or None, sleep=stopping.wait),
             on_malformed=leave_to_the_worker, checked=False,
         ):  # fmt: skip
             if stopping.is_set():

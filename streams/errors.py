@@ -21,7 +21,7 @@ class ScorerGone(StreamError):
     """The GPU worker died or missed its deadline; the batch may be sent again.
 
     Args:
-        suspect: Whether it was working on this very batch; the batches behind it are not to blame.
+        suspect: Whether it had this batch and no other: then this batch has killed it.
     """
 
     reason = "scorer_gone"

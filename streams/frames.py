@@ -1,14 +1,20 @@
 """What the stream worker and its GPU worker say to each other: msgpack over a socket, four bytes of length in front.
 
-Nothing is pickled. A reply carries the number of the request it answers; requests are answered in order.
+Nothing is pickled. A reply carries the number of the request it answers; requests of a lane are answered in order.
 """
 
 import struct
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from emostream.model.samples import BatchOutcome, ModelInfo
+from emostream.model.samples import BatchOutcome, ModelInfo, Query
+
+Lane = Literal["texts", "clips"]
+"""Batches of texts, which take milliseconds each, and batches with clips, which may take seconds: the GPU worker takes
+them in turn, so that texts never wait behind a minute of speech."""
+
+LANES: tuple[Lane, ...] = ("texts", "clips")
 
 _LENGTH = struct.Struct(">I")
 LENGTH_BYTES = _LENGTH.size
@@ -38,7 +44,8 @@ class Request(msgspec.Struct, frozen=True):
     """A batch to score."""
 
     id: int
-    texts: list[str]
+    lane: Lane
+    queries: list[Query]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -1,7 +1,8 @@
-"""The GPU worker's process: owns the device, scores batches in order. Started by `gpu_worker`, never imported by it.
+"""The GPU worker's process: owns the device, scores batches. Started by `gpu_worker`, never imported by it.
 
-Two threads: one reads requests and tokenises the next batch while the other has the device compute this one. The
-process ends when the socket to its parent closes, whatever it is doing.
+Batches come in two lanes, texts and clips; each is answered in order. A thread reads requests, a thread per lane makes
+its next batch ready (tokenises, decodes) while the main thread has the device compute: a batch of texts, a few seconds
+of audio, a batch of texts … The process ends when the socket to its parent closes, whatever it is doing.
 """
 
 import logging
@@ -11,15 +12,18 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from emostream.model.samples import BatchOutcome
 from emostream.streams.frames import (
+    LANES,
     LENGTH_BYTES,
     Fault,
-    FromScorer,
+    Lane,
     Ready,
     Reply,
     Request,
@@ -31,12 +35,13 @@ from emostream.streams.frames import (
 )
 
 if TYPE_CHECKING:
-    from emostream.model.scorer import EmotionScorer, PreparedBatch
+    from emostream.model.queries import PreparedQueries
+    from emostream.model.scorer import EmotionScorer
 
 _log = logging.getLogger(__name__)
 
 _PREPARED_AHEAD = 2
-"""Batches tokenised ahead of the device; more would only move waiting posts from one queue to another."""
+"""Batches of a lane made ready ahead of the device; more would only move what waits from one queue to another."""
 
 
 def serve(options: ScorerOptions, parent: socket.socket) -> None:
@@ -47,18 +52,80 @@ def serve(options: ScorerOptions, parent: socket.socket) -> None:
         parent.sendall(encode_frame(Unusable(error=f"{type(error).__name__}: {error}")))
         return
     parent.sendall(encode_frame(Ready(info=scorer.info)))
-    prepared: queue.Queue[tuple[int, PreparedBatch | Exception]] = queue.Queue(_PREPARED_AHEAD)
-    threading.Thread(target=_prepare, args=(scorer, parent, prepared), daemon=True).start()
+    arrival = threading.Semaphore(0)
+    lanes = {lane: _LaneQueue(scorer, arrival) for lane in LANES}
+    threading.Thread(target=_read_requests, args=(parent, lanes), daemon=True).start()
+    _compute_in_turn(scorer, parent, lanes, arrival)
+
+
+class _LaneQueue:
+    """The batches of one lane: as they were sent, and ready for the device."""
+
+    def __init__(self, scorer: "EmotionScorer", arrival: threading.Semaphore) -> None:
+        self._scorer = scorer
+        self._arrival = arrival
+        self._sent: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._ready: queue.Queue[tuple[int, PreparedQueries | Exception]] = queue.Queue(_PREPARED_AHEAD)
+        threading.Thread(target=self._prepare, daemon=True).start()
+
+    def add(self, request: Request) -> None:
+        """Add what was sent."""
+        self._sent.put(request)
+
+    def next_ready(self) -> "tuple[int, PreparedQueries | Exception] | None":
+        """Return the next batch that is ready, if there is one."""
+        try:
+            return self._ready.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _prepare(self) -> None:
+        from emostream.model.queries import prepare_queries
+
+        while True:
+            request = self._sent.get()
+            prepared: PreparedQueries | Exception
+            try:
+                prepared = prepare_queries(self._scorer, request.queries)
+            except Exception as error:  # noqa: BLE001  # answered as a fault, in its place in the order
+                prepared = error
+            self._ready.put((request.id, prepared))
+            self._arrival.release()
+
+
+def _compute_in_turn(
+    scorer: "EmotionScorer", parent: socket.socket, lanes: dict[Lane, _LaneQueue], arrival: threading.Semaphore
+) -> None:
+    """Give each lane a step of its batch in turn, for ever; wait while no lane has one."""
+    under_way: dict[Lane, tuple[int, Generator[None, None, BatchOutcome]]] = {}
     while True:
-        parent.sendall(encode_frame(_answer(scorer, *prepared.get())))
+        for lane, waiting in lanes.items():
+            if lane not in under_way and (ready := waiting.next_ready()) is not None:
+                under_way[lane] = ready[0], _steps(scorer, ready[1])
+            if lane in under_way and (reply := _step(scorer, *under_way[lane])) is not None:
+                del under_way[lane]
+                parent.sendall(encode_frame(reply))
+        if not under_way:
+            arrival.acquire()
 
 
-def _answer(scorer: "EmotionScorer", request_id: int, batch: "PreparedBatch | Exception") -> FromScorer:
-    """Score one batch; the worker loop's only place where any exception is caught."""
+def _steps(scorer: "EmotionScorer", prepared: "PreparedQueries | Exception") -> Generator[None, None, BatchOutcome]:
+    from emostream.model.queries import answer_in_steps
+
+    if isinstance(prepared, Exception):
+        raise prepared
+    return (yield from answer_in_steps(scorer, prepared))
+
+
+def _step(
+    scorer: "EmotionScorer", request_id: int, steps: Generator[None, None, BatchOutcome]
+) -> Reply | Fault | None:
+    """Take one step of a batch, and return its reply after the last; the only place where any exception is caught."""
     try:
-        if isinstance(batch, Exception):
-            raise batch
-        return Reply(id=request_id, batch=scorer.compute(batch))
+        next(steps)
+        return None
+    except StopIteration as end:
+        return Reply(id=request_id, batch=end.value)
     except Exception as error:  # noqa: BLE001  # the model may raise anything; the parent decides what follows
         _log.warning("the model raised on a batch: %s", type(error).__name__)
         _end_unless_sound(scorer)
@@ -78,19 +145,10 @@ def _end_unless_sound(scorer: "EmotionScorer") -> None:
         os._exit(1)
 
 
-def _prepare(
-    scorer: "EmotionScorer",
-    parent: socket.socket,
-    prepared: "queue.Queue[tuple[int, PreparedBatch | Exception]]",
-) -> None:
-    """Read requests and tokenise them, until the parent is gone."""
-    from emostream.model.scorer import Item
-
+def _read_requests(parent: socket.socket, lanes: dict[Lane, _LaneQueue]) -> None:
+    """Read requests until the parent is gone."""
     while (request := _read_request(parent)) is not None:
-        try:
-            prepared.put((request.id, scorer.prepare([Item(text=text) for text in request.texts])))
-        except Exception as error:  # noqa: BLE001  # answered as a fault, in its place in the order
-            prepared.put((request.id, error))
+        lanes[request.lane].add(request)
     os._exit(0)  # the device may be in the middle of a batch that nobody waits for any more
 
 

@@ -1,7 +1,8 @@
 """The GPU worker, seen from the stream worker: starts the child process, feeds it, starts it again when it dies.
 
 A batch that was with a dead child fails with `ScorerGone`; whoever sent it sends it again, and waits until the next
-child is warm. Nothing here waits for a child that is gone: its end fails everything that waits for it.
+child is warm. Which of several batches killed it nobody knows: each is sent again alone, and then it shows. Nothing
+here waits for a child that is gone: its end fails everything that waits for it.
 """
 
 import asyncio
@@ -10,15 +11,18 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 from prometheus_client import Counter
 
-from emostream.model.samples import BatchOutcome, ModelInfo
+from emostream.model.samples import BatchOutcome, ModelInfo, Query
 from emostream.streams.errors import ScorerGone, ScorerUnusable, ScoringFailed
 from emostream.streams.frames import (
+    LANES,
     Fault,
+    Lane,
     Ready,
     Reply,
     Request,
@@ -42,7 +46,8 @@ class GpuWorker:
 
     Args:
         options: What the child is started with.
-        deadline_s: Longest time between two answers while batches wait; a child that takes longer is killed.
+        deadline_s: Longest time between two answers of a lane while its batches wait; a child that takes longer is
+            killed.
         restarts: Counts restarts by cause.
     """
 
@@ -52,6 +57,7 @@ class GpuWorker:
         self._restarts = restarts
         self._child: _Child | None = None
         self._warm = asyncio.Event()
+        self._door = _Door()
         self._supervisor: asyncio.Task[None] | None = None
 
     async def start(self) -> ModelInfo:
@@ -76,16 +82,25 @@ class GpuWorker:
         """The child's process id, for logs and fault tests."""
         return self._child.pid if self._child else None
 
-    async def score(self, texts: Sequence[str]) -> BatchOutcome:
+    async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:
         """Score a batch, waiting for a warm child first.
 
+        Args:
+            lane: Which batches it waits behind.
+            queries: What is asked.
+            alone: Have the child to itself: if it dies then, this batch has killed it.
+
         Raises:
-            ScorerGone: The child ended; send the batch again.
+            ScorerGone: The child ended; send the batch again, alone.
             ScoringFailed: The model raised on this batch.
         """
-        await self._warm.wait()
-        assert self._child is not None  # noqa: S101  # a warm child is there
-        return await self._child.score(texts)
+        async with self._door.passed(alone=alone):
+            await self._warm.wait()
+            assert self._child is not None  # noqa: S101  # a warm child is there
+            try:
+                return await self._child.score(lane, queries)
+            except _ChildEnded as ended:
+                raise ScorerGone(suspect=alone) from ended
 
     async def wait_failed(self) -> None:
         """Wait until nobody looks after the child any more, and raise why; for as long as all is well, never return."""
@@ -124,6 +139,44 @@ class GpuWorker:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
+class _ChildEnded(Exception):
+    """The child that a batch was with has ended."""
+
+
+class _Sent(NamedTuple):
+    """A batch that is with the child."""
+
+    lane: Lane
+    answer: "asyncio.Future[BatchOutcome]"
+
+
+class _Door:
+    """Lets any number of batches in together, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._closed = asyncio.Lock()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextlib.asynccontextmanager
+    async def passed(self, *, alone: bool) -> AsyncIterator[None]:
+        """Hold the place of a batch with the child; whoever comes while one waits to be alone comes after it."""
+        async with self._closed:
+            if alone:
+                await self._empty.wait()
+                yield
+                return
+            self._inside += 1
+            self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+
 class _Child:
     """One child process, the socket to it, and the batches that are with it."""
 
@@ -133,9 +186,9 @@ class _Child:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._waiting: dict[int, asyncio.Future[BatchOutcome]] = {}
+        self._waiting: dict[int, _Sent] = {}
         self._sent = 0
-        self._last_sign_s = time.monotonic()
+        self._last_sign_s = dict.fromkeys(LANES, time.monotonic())
         self.pid = process.pid
 
     @classmethod
@@ -177,14 +230,14 @@ class _Child:
         await self.kill()
         raise ScorerUnusable(first.error if isinstance(first, Unusable) else "it spoke before it was ready")
 
-    async def score(self, texts: Sequence[str]) -> BatchOutcome:
+    async def score(self, lane: Lane, queries: Sequence[Query]) -> BatchOutcome:
         """Send a batch and wait for its answer."""
         self._sent += 1
-        if not self._waiting:
-            self._last_sign_s = time.monotonic()
+        if not any(sent.lane == lane for sent in self._waiting.values()):
+            self._last_sign_s[lane] = time.monotonic()
         answer: asyncio.Future[BatchOutcome] = asyncio.get_running_loop().create_future()
-        self._waiting[self._sent] = answer
-        self._writer.write(encode_frame(Request(id=self._sent, texts=list(texts))))
+        self._waiting[self._sent] = _Sent(lane, answer)
+        self._writer.write(encode_frame(Request(id=self._sent, lane=lane, queries=list(queries))))
         with contextlib.suppress(OSError):  # the child is gone: its end fails this answer, too
             await self._writer.drain()
         return await answer
@@ -212,24 +265,28 @@ class _Child:
                 self._process.kill()
         await self._process.wait()
         self._writer.close()
-        # Answers come in order: the oldest batch is the one that the child was working on.
-        for place, answer in enumerate(self._waiting.values()):
-            if not answer.done():
-                answer.set_exception(ScorerGone(suspect=place == 0))
+        for sent in self._waiting.values():
+            if not sent.answer.done():
+                sent.answer.set_exception(_ChildEnded())
         self._waiting.clear()
 
     async def _end_when_silent(self, deadline_s: float) -> None:
-        while not self._waiting or time.monotonic() - self._last_sign_s < deadline_s:  # noqa: ASYNC110  # a clock
+        while self._silence_s() < deadline_s:  # noqa: ASYNC110  # a clock
             await asyncio.sleep(deadline_s / 10)
         _log.error("GPU worker %d gave no answer for %.1f s", self.pid, deadline_s)
         with contextlib.suppress(ProcessLookupError):  # it ended while it was being judged
             self._process.kill()
 
+    def _silence_s(self) -> float:
+        """Return for how long a lane with batches has had no answer."""
+        waiting = {sent.lane for sent in self._waiting.values()}
+        return max((time.monotonic() - self._last_sign_s[lane] for lane in waiting), default=0.0)
+
     def _hand_out(self, message: object) -> None:
-        self._last_sign_s = time.monotonic()
         if not isinstance(message, Reply | Fault):
             return
-        answer = self._waiting.pop(message.id)
+        lane, answer = self._waiting.pop(message.id)
+        self._last_sign_s[lane] = time.monotonic()
         if answer.done():
             return
         if isinstance(message, Reply):

@@ -5,7 +5,7 @@ head, and any gap before the first commit), so a record that is done waits here 
 """
 
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -29,20 +29,22 @@ class OffsetOrder:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._taken: dict[Partition, deque[Record]] = {}
+        self._taken: dict[Partition, OrderedDict[Record, None]] = {}
         self._done: set[Record] = set()
         self._uncommitted: dict[Partition, _Uncommitted] = {}
         self.partitions: set[Partition] = set()
 
     def take(self, record: Record) -> None:
         """Note that a record was taken; records of a partition come in the order of their offsets."""
-        self._taken.setdefault((record.topic, record.partition), deque()).append(record)
+        self._taken.setdefault((record.topic, record.partition), OrderedDict())[record] = None
 
     def done(self, records: Sequence[Record]) -> None:
         """Note that records need nothing more, and acknowledge every record that only they held back."""
-        self._done.update(records)
-        for partition in dict.fromkeys((record.topic, record.partition) for record in records):
-            self._acknowledge(partition)
+        for record in records:
+            partition = (record.topic, record.partition)
+            if record in self._taken.get(partition, ()):
+                self._done.add(record)
+                self._acknowledge(partition)
 
     def committed(self, partition: Partition, next_offset: int) -> None:
         """Note that everything before an offset is committed."""
@@ -59,10 +61,15 @@ class OffsetOrder:
         self.partitions = set(partitions)
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Note that partitions are given up; whoever reads them next commits them."""
+        """Note that partitions are given up; whoever reads them next commits them.
+
+        What was taken from them and is not done is delivered again, to this worker or to another: only that copy may
+        be acknowledged.
+        """
         self.partitions.difference_update(partitions)
         for partition in partitions:
             self._uncommitted.pop(partition, None)
+            self._done.difference_update(self._taken.pop(partition, ()))
 
     @property
     def uncommitted_s(self) -> float:
@@ -72,8 +79,8 @@ class OffsetOrder:
 
     def _acknowledge(self, partition: Partition) -> None:
         taken = self._taken[partition]
-        while taken and taken[0] in self._done:
-            record = taken.popleft()
+        while taken and (record := next(iter(taken))) in self._done:
+            del taken[record]
             self._done.remove(record)
             record.acknowledge()
             if partition in self.partitions:  # one that was given up meanwhile is committed by another worker

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     redis_keep_s: int = Field(86_400, ge=60, description="Seconds that answers and trends live in Redis.")
 
     posts_topic: str = Field(messages.POSTS, description="Topic that posts come in on.")
+    clips_topic: str = Field(
+        messages.CLIPS, description="Topic that voice clips come in on; as many partitions as the posts'."
+    )
     emotions_topic: str = Field(messages.EMOTIONS, description="Topic that answers go to.")
     dead_letters_topic: str = Field(messages.DEAD_LETTERS, description="Topic for records that cannot be answered.")
     create_topics: bool = Field(True, description="Create topics that are missing when the worker starts.")
@@ -67,6 +70,16 @@ class Settings(BaseSettings):
         description="CPU threads of the model; 0 takes one for each core. Workers on one machine must share them out.",
     )
 
+    join_grace_s: float = Field(
+        5.0, ge=0, description="Seconds that a clip, or a post that announces one, waits for its other half."
+    )
+    join_waiting_mb: float = Field(
+        64.0, gt=0, description="MiB of halves that may wait for the others; beyond, the oldest is answered alone."
+    )
+    late_s: int = Field(
+        600, ge=1, description="Seconds in which a half that comes late is still joined: pooled vectors live in Redis."
+    )
+
     max_wait_ms: float = Field(20.0, ge=0, description="Milliseconds that the oldest post of a batch waits for others.")
     batch_posts: int = Field(256, ge=1, description="Most posts of a batch.")
     batch_tokens: int = Field(
@@ -74,6 +87,10 @@ class Settings(BaseSettings):
     )
     batches_in_flight: int = Field(4, ge=1, description="Batches between intake and acknowledgement.")
     queue_posts: int = Field(1024, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
+    batch_audio_s: float = Field(
+        60.0, gt=0, description="Most seconds of audio of a batch of clips, estimated from their bytes."
+    )
+    queue_clips: int = Field(32, ge=1, description="Clips that wait for a batch; a full queue stops consumption.")
     inference_deadline_s: float = Field(
         60.0, gt=0, description="Seconds that the GPU worker may take for a batch before it is restarted."
     )
@@ -85,6 +102,11 @@ class Settings(BaseSettings):
     http_host: str = Field("127.0.0.1", description="Address that /metrics, /healthz and /readyz listen on.")
     http_port: int = Field(8008, ge=0, le=65535, description="Their port; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    @property
+    def topics(self) -> list[str]:
+        """Every topic, those that are read first."""
+        return [self.posts_topic, self.clips_topic, self.emotions_topic, self.dead_letters_topic]
 
     @field_validator("kafka")
     @classmethod

@@ -76,7 +76,7 @@ def settings(broker: Broker, stack: Stack) -> Settings:
     chosen = make_settings(broker, stack)
     create_topics(
         chosen.kafka,
-        [chosen.posts_topic, chosen.emotions_topic, chosen.dead_letters_topic],
+        chosen.topics,
         partitions=PARTITIONS,
         replication=-1,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emostream.connectors.messages import Post, encode_post
-from emostream.connectors.producer import PostProducer
+from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack
@@ -59,6 +59,7 @@ def make_settings(broker: Broker, stack: Stack, **changes: object) -> Settings:
         redis=stack.redis,
         redis_prefix=f"{unique}:",
         posts_topic=f"posts-{unique}",
+        clips_topic=f"clips-{unique}",
         emotions_topic=f"emotions-{unique}",
         dead_letters_topic=f"dead-letters-{unique}",
         group=f"group-{unique}",
@@ -191,9 +192,9 @@ def publish(settings: Settings, posts: Iterable[Post]) -> None:
 
 def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]]) -> None:
     """Publish keys and values as they are."""
-    with PostProducer(bootstrap=settings.kafka, topic=settings.posts_topic) as producer:
+    with RecordProducer(bootstrap=settings.kafka) as producer:
         for key, value in records:
-            producer.publish(key=key, value=value)
+            producer.publish(settings.posts_topic, key=key, value=value)
         producer.flush()
 
 

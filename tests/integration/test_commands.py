@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from support import RunningWorker, collect_answers, environment, make_posts
+from tiny_recordings import write_wav
 
-from emostream.connectors.messages import encode_post
+from emostream.connectors.messages import decode_clip, decode_post, encode_post
+from emostream.connectors.reader import Received, read_records
 from emostream.model.samples import LABELS
 from emostream.streams.settings import Settings
 
@@ -87,6 +89,121 @@ def test_ingest_names_a_missing_file(settings: Settings) -> None:
     done = emostream(settings, "ingest", "jsonl", "nowhere.jsonl")
     assert done.returncode == 2
     assert "nowhere.jsonl" in done.stderr
+
+
+def read_published(settings: Settings, *, count: int, within_s: float = 30.0) -> list[Received]:
+    """Return what stands on `posts` and `clips`: once it is so many records, and what comes within a second after."""
+    received: list[Received] = []
+    ends_s = time.monotonic() + within_s
+
+    def is_over() -> bool:
+        nonlocal ends_s
+        if len(received) >= count:
+            ends_s = min(ends_s, time.monotonic() + 1)
+        return time.monotonic() > ends_s
+
+    topics = [settings.posts_topic, settings.clips_topic]
+    for record in read_records(settings.kafka, topics, from_beginning=True, stopping=is_over):
+        received.append(record)  # noqa: PERF402  # `is_over` looks at the list while it grows
+    return received
+
+
+def by_topic(settings: Settings, records: list[Received]) -> tuple[dict[str, Received], dict[str, Received]]:
+    """Return posts and clips by their ids; every clip is one that a worker takes."""
+    posts, clips = (
+        {(record.key or b"").decode(): record for record in records if record.topic == topic}
+        for topic in (settings.posts_topic, settings.clips_topic)
+    )
+    for post_id, clip in clips.items():
+        assert decode_clip(clip.key, clip.value, list(clip.headers.items())).post_id == post_id
+    assert len(posts) + len(clips) == len(records), "something was published twice"
+    return posts, clips
+
+
+def test_publish_takes_a_clip_with_a_text_or_without(settings: Settings, tmp_path: Path) -> None:
+    parcel = CLIPS / "parcel.ogg"
+    both = emostream(settings, "publish", "you lost my parcel", "--clip", str(parcel), "--source", "cli")
+    alone = emostream(settings, "publish", "--clip", str(write_wav(tmp_path / "long.wav", 70)), "--id", "mine")
+    assert (both.returncode, alone.returncode) == (0, 0), both.stderr + alone.stderr
+    assert alone.stdout == "mine\n"
+    posts, clips = by_topic(settings, read_published(settings, count=3))
+    (post,) = (decode_post(record.value) for record in posts.values())
+    assert (post.id, post.text, post.source, post.clip) == (both.stdout.strip(), "you lost my parcel", "cli", True)
+    assert clips.keys() == {post.id, "mine"}
+    assert clips[post.id].value == parcel.read_bytes()
+    assert {clip.headers["content-type"] for clip in clips.values()} == {b"audio/ogg"}
+
+
+def test_publish_says_what_is_wrong_with_a_clip(settings: Settings, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.ogg"
+    noise.write_bytes(b"no sound at all")
+    for arguments, said in (
+        (("--clip", str(noise)), "audio_undecodable"),
+        (("--clip", "nowhere.ogg"), "nowhere.ogg cannot be read"),
+        ((), "a text, a --clip, or both are needed"),
+        (("--clip", str(CLIPS / "flat.ogg"), "--source", "cli"), "it belongs to a post's text"),
+    ):
+        done = emostream(settings, "publish", *arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.replace("│", " ").split())
+        assert "Traceback" not in done.stderr
+
+
+def test_ingest_clips_publishes_a_folder_once(settings: Settings, tmp_path: Path) -> None:
+    for name in ("calls/one.ogg", "two.ogg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((CLIPS / "flat.ogg").read_bytes())
+    write_wav(tmp_path / "long.wav", 70)
+    (tmp_path / "calls" / "one.txt").write_text("we got the flat!!!")
+    (tmp_path / "two.json").write_text('{"id": "shop-2", "text": "at last", "author": "mel"}')
+    (tmp_path / "noise.mp3").write_bytes(b"no sound at all")
+    line = ("ingest", "clips", str(tmp_path), "--source", "calls", "--id-prefix", "hotline/")
+    first = emostream(settings, *line)
+    assert first.returncode == 3, first.stderr
+    assert "noise.mp3: audio_undecodable" in first.stderr
+    assert "3 recordings published and confirmed (2 with a post, 1 transcoded), 1 malformed" in first.stderr
+    second = emostream(settings, *line)
+    assert "3 recordings were published before" in second.stderr
+    assert "0 recordings published and confirmed" in second.stderr
+    (tmp_path / "noise.mp3").unlink()
+    write_wav(tmp_path / "new.wav", 1)
+    third = emostream(settings, *line)
+    assert third.returncode == 0, third.stderr
+    posts, clips = by_topic(settings, read_published(settings, count=6))
+    assert clips.keys() == {"hotline/calls/one.ogg", "hotline/long.wav", "hotline/new.wav", "shop-2"}
+    assert posts.keys() == {"hotline/calls/one.ogg", "shop-2"}
+    one, two = (decode_post(posts[post_id].value) for post_id in sorted(posts))
+    assert (one.text, one.source, one.clip) == ("we got the flat!!!", "calls", True)
+    assert (two.text, two.author, two.clip) == ("at last", "mel", True)
+
+
+def test_ingest_clips_ends_cleanly_on_sigterm_and_goes_on(settings: Settings, tmp_path: Path) -> None:
+    names = [f"{number:02}.wav" for number in range(30)]
+    for name in names:
+        write_wav(tmp_path / name, 0.2)
+    line, variables = command(settings, "ingest", "clips", str(tmp_path), "--rate", "5")
+    with subprocess.Popen(line, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        read_published(settings, count=3)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read().decode()
+        assert process.wait(30) == 0, said
+    assert "of 30 recordings; the same command goes on from there" in " ".join(said.split())
+    rest = emostream(settings, "ingest", "clips", str(tmp_path))
+    assert rest.returncode == 0, rest.stderr
+    _, clips = by_topic(settings, read_published(settings, count=30))
+    assert sorted(clips) == names
+
+
+def test_ingest_clips_says_what_is_wrong_with_a_folder(settings: Settings, tmp_path: Path) -> None:
+    empty = emostream(settings, "ingest", "clips", str(tmp_path))
+    assert empty.returncode == 1
+    assert "holds no recording" in " ".join(empty.stderr.split())
+    write_wav(tmp_path / "a.wav", 1)
+    unkept = emostream(settings, "ingest", "clips", str(tmp_path), "--state", str(tmp_path / "nowhere" / "state"))
+    assert unkept.returncode == 1
+    assert "name a file in another place with --state FILE" in " ".join(unkept.stderr.split())
+    assert emostream(settings, "ingest", "clips", str(tmp_path / "nowhere")).returncode == 2
 
 
 def test_topics_are_created_once_and_described(settings: Settings) -> None:

@@ -1,0 +1,86 @@
+"""Queries as they come over a wire -> what the scorer takes, and its outcomes back in their places.
+
+Called by the GPU worker's process. A clip that cannot be heard is no fault of its text: the text is answered, and the
+answer says what was wrong with the clip.
+"""
+
+from collections.abc import Generator, Sequence
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from emostream.model.audio import decode_recording
+from emostream.model.errors import AudioError
+from emostream.model.samples import BatchOutcome, Outcome, Query, Scored, Unscorable
+from emostream.model.scorer import EmotionScorer, Item, PreparedBatch
+
+
+class PreparedQueries(msgspec.Struct, frozen=True, eq=False):
+    """Queries as the network reads them.
+
+    Attributes:
+        batch: Those of which something is left to score.
+        faults: What was wrong with the clip of each query; None where nothing was.
+        scored: Which queries are in the batch.
+    """
+
+    batch: PreparedBatch
+    faults: tuple[Unscorable | None, ...]
+    scored: tuple[bool, ...]
+
+
+def prepare_queries(scorer: EmotionScorer, queries: Sequence[Query]) -> PreparedQueries:
+    """Decode clips, tokenise texts; may run in threads of its own, next to `answer_in_steps`."""
+    read = [_read(query) for query in queries]
+    return PreparedQueries(
+        batch=scorer.prepare([item for item, _ in read if item is not None]),
+        faults=tuple(fault for _, fault in read),
+        scored=tuple(item is not None for item, _ in read),
+    )
+
+
+def answer_in_steps(scorer: EmotionScorer, prepared: PreparedQueries) -> Generator[None, None, BatchOutcome]:
+    """Run the network, pausing as `EmotionScorer.steps` does.
+
+    Returns:
+        One outcome per query, in order.
+    """
+    computed = yield from scorer.steps(prepared.batch)
+    outcomes = iter(computed.outcomes)
+    answers = [
+        _with_fault(next(outcomes) if scored else None, fault)
+        for scored, fault in zip(prepared.scored, prepared.faults, strict=True)
+    ]
+    return msgspec.structs.replace(computed, outcomes=tuple(answers))
+
+
+def _read(query: Query) -> tuple[Item | None, Unscorable | None]:
+    """Return what is to be scored of a query, and what is wrong with its clip."""
+    recording = fault = None
+    if query.clip is not None:
+        try:
+            recording = decode_recording(query.clip)
+        except AudioError as error:
+            fault = Unscorable(error.reason, str(error))
+        else:
+            if recording.damaged:
+                recording, fault = None, Unscorable("audio_damaged", "a part of the recording is missing or corrupt")
+    if query.text is None and recording is None and (fault is not None or query.voice_vector is None):
+        return None, fault
+    item = Item(
+        text=query.text, recording=recording, text_D=_vector(query.text_vector), voice_V=_vector(query.voice_vector)
+    )
+    return item, fault
+
+
+def _vector(stored: bytes | None) -> Tensor | None:
+    return None if stored is None else torch.from_numpy(np.frombuffer(stored, dtype="<f2").astype(np.float32))
+
+
+def _with_fault(outcome: Outcome | None, fault: Unscorable | None) -> Outcome:
+    if outcome is None:
+        assert fault is not None  # noqa: S101  # only what is at fault is not scored
+        return fault
+    return msgspec.structs.replace(outcome, clip_fault=fault) if isinstance(outcome, Scored) else outcome
