@@ -124,9 +124,7 @@ class ListSink:
             id_ = answer.emotion.post_id
             self.answers[id_] = answer.emotion
             halves = {name: half for name in _HALF_FIELDS if (half := getattr(answer, name)) is not None}
-            self._known[id_] = msgspec.structs.replace(
-                self._known.get(id_, Known()), emotion=answer.emotion, **halves
-            )
+            self._known[id_] = msgspec.structs.replace(self._known.get(id_, Known()), emotion=answer.emotion, **halves)
 
     async def look_up(self, post_ids: Sequence[str]) -> list[Known]:
         """Return what is known of each id."""

@@ -62,7 +62,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         text: What was written.
         clip: What was said: an encoded recording.
         text_vector: In place of a text: what `Scored.text_vector` said of it.
-        voice_vector: In place of a clip: what `Scored.voice_vector` said of it.
+        voice_vector: In place of a clip, or of one that cannot be heard: what `Scored.voice_vector` said of it.
     """
 
     text: str | None = None

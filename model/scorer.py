@@ -267,7 +267,9 @@ class EmotionScorer:
         answers: list[dict[str, AttributeAnswer]] = [{} for _ in text]
         with_text = [answer for answer, vector in zip(answers, text, strict=True) if vector is not None]
         text_XD = self._stack(text, range(len(text)))
-        for name in self._attributes if text_XD is not None else ():
+        if text_XD is None:
+            return answers
+        for name in self._attributes:
             confidence_X, best_X = self._head(name, text_XD).max(-1)
             labels = self._config.attributes[name]
             for answer, confidence, best in zip(with_text, confidence_X.tolist(), best_X.tolist(), strict=True):

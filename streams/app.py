@@ -1,4 +1,4 @@
-"""The Faust shell: records of `posts` in as raw bytes, partitions and commits reported. Nothing else happens in it.
+"""The Faust shell: records of `posts` and `clips` in as raw bytes, partitions and commits reported. That is all of it.
 
 What of Faust 0.15.3 is used, and what is not, follows from what was seen to lose data (docs/decisions/0006): no
 `take()`, no tables, no transactions, no serialisers, no `concurrency`, no exception out of an agent, and every
@@ -19,11 +19,15 @@ from emostream.streams.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_STREAM_BUFFER = 512
-"""Records that Faust holds beyond our own queue before it stops fetching: up to 32 MiB of the largest posts."""
+_POSTS_BUFFER, _CLIPS_BUFFER = 512, 16
+"""Records that Faust holds beyond our own queues before it stops fetching: up to 32 MiB of the largest posts, and 16 of
+the largest clips."""
 
 _REBALANCE_TIMEOUT_S = 60.0
 """Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
+
+
+Intake = Callable[[Record], Awaitable[None]]
 
 
 class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
@@ -40,14 +44,13 @@ class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
             self._offsets.committed((tp.topic, tp.partition), next_offset)
 
 
-def build_app(
-    settings: Settings, *, intake: Callable[[Record], Awaitable[None]], offsets: OffsetOrder, scratch: Path
-) -> faust.App:
+def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: OffsetOrder, scratch: Path) -> faust.App:
     """Build the Faust app; `start` and `stop` it like any service.
 
     Args:
         settings: Where Kafka is and how to talk to it.
-        intake: Takes each record; its waiting is what stops consumption.
+        posts: Takes each record of `posts`; its waiting is what stops consumption.
+        clips: Takes each record of `clips`, likewise.
         offsets: Hears of assigned and revoked partitions and of commits.
         scratch: A folder that Faust writes into, even where no table uses it.
     """
@@ -56,7 +59,6 @@ def build_app(
         broker=[f"kafka://{address.strip()}" for address in settings.kafka.split(",")],
         processing_guarantee="at_least_once",
         stream_wait_empty=True,
-        stream_buffer_maxsize=_STREAM_BUFFER,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 6,
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
@@ -69,26 +71,36 @@ def build_app(
         datadir=str(scratch),
         monitor=CommitMonitor(offsets),
     )
-    topic = app.topic(
-        settings.posts_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
-    )
+    for name, intake, buffer in (
+        (settings.posts_topic, posts, _POSTS_BUFFER),
+        (settings.clips_topic, clips, _CLIPS_BUFFER),
+    ):
+        _add_agent(app, name, intake, buffer=buffer, offsets=offsets)
 
-    @app.agent(topic, name="posts", concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
-    async def _take_posts(stream: Any) -> None:
-        async for event in stream.noack().events():
-            record = _record(event)
-            offsets.take(record)
-            await intake(record)
+    topics = {settings.posts_topic, settings.clips_topic}
 
     @app.on_partitions_assigned.connect(weak=False)  # type: ignore[untyped-decorator]
     async def _on_assigned(_app: faust.App, assigned: Any, **_: Any) -> None:
-        offsets.assigned([(tp.topic, tp.partition) for tp in assigned if tp.topic == settings.posts_topic])
+        offsets.assigned([(tp.topic, tp.partition) for tp in assigned if tp.topic in topics])
 
     @app.on_partitions_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
     async def _on_revoked(_app: faust.App, revoked: Any, **_: Any) -> None:
         offsets.revoked([(tp.topic, tp.partition) for tp in revoked])
 
     return app
+
+
+def _add_agent(app: faust.App, name: str, intake: Intake, *, buffer: int, offsets: OffsetOrder) -> None:
+    topic = app.topic(
+        name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", maxsize=buffer
+    )
+
+    @app.agent(topic, name=name, concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
+    async def _take(stream: Any) -> None:
+        async for event in stream.noack().events():
+            record = _record(event)
+            offsets.take(record)
+            await intake(record)
 
 
 def _record(event: Any) -> Record:

@@ -1,9 +1,9 @@
-"""One bounded queue whose items leave in batches: one for texts, one for clips. Filled by the join, emptied by the
-pipeline's runner.
+"""A bounded queue whose items leave in batches. Filled by the join, emptied by the pipeline's runner.
 
-A batch leaves when it is full, by cost and count, or when its oldest item has waited long enough. The cost is the
-sum of tokens, or of seconds of audio, not longest times count: the scorer sorts a batch by length and pads in small
-groups, so a single long post does not make its neighbours expensive (docs/decisions/0003-batch-cost.md).
+There are two of it, one for texts and one for clips. A batch leaves when it is full, by cost and count, or when its
+oldest item has waited long enough. The cost is the sum of tokens, or of seconds of audio, not longest times count: the
+scorer sorts a batch by length and pads in small groups, so a single long post does not make its neighbours expensive
+(docs/decisions/0003-batch-cost.md).
 """
 
 import asyncio

@@ -197,8 +197,8 @@ def _feed(stack: Stack, rate: float, stopping: Event) -> None:
         POSTS_FILE.open("rb") as stream,
     ):
         for _ in ingest_lines(
-            bounded_lines(stream), producer=producer, topic=messages.POSTS, pace=Pace(rate or None, sleep=stopping.wait),
-            on_malformed=leave_to_the_worker, checked=False,
+            bounded_lines(stream), producer=producer, topic=messages.POSTS,
+            pace=Pace(rate or None, sleep=stopping.wait), on_malformed=leave_to_the_worker, checked=False,
         ):  # fmt: skip
             if stopping.is_set():
                 break

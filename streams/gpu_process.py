@@ -117,9 +117,7 @@ def _steps(scorer: "EmotionScorer", prepared: "PreparedQueries | Exception") -> 
     return (yield from answer_in_steps(scorer, prepared))
 
 
-def _step(
-    scorer: "EmotionScorer", request_id: int, steps: Generator[None, None, BatchOutcome]
-) -> Reply | Fault | None:
+def _step(scorer: "EmotionScorer", request_id: int, steps: Generator[None, None, BatchOutcome]) -> Reply | Fault | None:
     """Take one step of a batch, and return its reply after the last; the only place where any exception is caught."""
     try:
         next(steps)

@@ -1,8 +1,9 @@
 """Posts and clips meet here, by post id. Filled by the Faust agents, emptied into the batchers.
 
-There is no state store: a half that waits is a record that is not acknowledged yet, and Kafka delivers it again after a
-crash. A post that announces no clip goes on at once. A clip, or a post that announces one, waits for its other half, but
-not for ever: after the grace it goes on alone, and the pipeline looks in Redis for a partner that was answered before.
+There is no state store: a half that waits is a record that is not acknowledged yet, and Kafka delivers it again after
+a crash. A post that announces no clip goes on at once. A clip, or a post that announces one, waits for its other half,
+but not for ever: after the grace it goes on alone, and the pipeline looks in Redis for a partner that was answered
+before.
 
 While an id is being answered, further records of it wait for their turn: two answers of one id are never under way at
 once, and the later one finds in Redis what the earlier one left there.
@@ -13,9 +14,8 @@ posts whose clips never come delays nobody. A clip that finds no room waits, and
 
 import asyncio
 import contextlib
-import itertools
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -37,17 +37,21 @@ _RECORD_BYTES = 1024
 """What a waiting record costs on top of its own bytes."""
 
 Half = TypeVar("Half", Post, Clip)
+AnyHalf = Taken[Post] | Taken[Clip]
 Put = Callable[[Item], Awaitable[None]]
 
 
 class Join:
     """Matches posts with clips.
 
+    An id is in one of three states: nothing of it is here; halves of it wait for partners; or an item of it is under
+    way, and every further half waits in `_turns` until that is answered.
+
     Args:
         texts: Takes items without a clip; its waiting is what stops the reading of `posts`.
         voices: Takes items with a clip; its waiting is what stops the reading of `clips`, in the end.
         grace_s: How long a half waits for the other.
-        most_bytes: Of posts that wait, and of clips that wait or are on their way to a batch: so many of each.
+        most_bytes: Of posts that wait or are on their way to a batch, and of clips: so many of each.
         metrics: What is observed.
         clock: Seconds that only go forward.
     """
@@ -68,9 +72,9 @@ class Join:
         self._clock = clock
         self._posts: _Waiting[Post] = _Waiting()
         self._clips: _Waiting[Clip] = _Waiting()
-        self._texts, self._voices = _Outbox(texts), _Outbox(voices)
+        self._turns: dict[str, deque[AnyHalf]] = {}
         self._put_text = texts
-        self._under_way: Counter[str] = Counter()
+        self._texts, self._voices = _Outbox(texts), _Outbox(voices)
         self._change = asyncio.Event()
 
     async def take_post(self, record: Record) -> None:
@@ -78,48 +82,35 @@ class Join:
         post = decode_posts_record(record, clock=self._clock)
         if isinstance(post, Item):
             await self._put_text(post)
-        elif clip := self._clips.pop(post.content.id):
-            self._observe_wait(clip, "joined")
-            self._release(self._voices, clip_item(clip.half, post, taken_s=post.taken_s))
-        elif post.content.clip or post.content.id in self._under_way:
-            while self._posts.bytes + self._texts.bytes > self._most_bytes:
-                if oldest := self._posts.oldest():
-                    self._release_post(oldest, "no_room")
-                await self._texts.wait_forwarded()
-            self._posts.add(_Wait(half=post, id=post.content.id, bytes=_bytes(record)))
-            self._change.set()
-        else:
-            self._under_way[post.content.id] += 1
+        elif not post.content.clip and post.content.id not in self._turns and not self._clips.has(post.content.id):
+            self._under_way(post.content.id)
             await self._put_text(post_item(post))
+        else:
+            while self._texts.held_bytes > self._most_bytes:
+                if oldest := self._posts.oldest():
+                    self._send(self._posts.remove(oldest), "no_room")
+                await self._texts.wait_forwarded()
+            self._texts.held_bytes += _bytes(record)
+            self._admit(post.content.id, post)
 
     async def take_clip(self, record: Record) -> None:
         """Take a record of `clips`; waits while too many are held."""
-        while self._clips.bytes + self._voices.bytes > self._most_bytes:
+        while self._voices.held_bytes > self._most_bytes:
             await self._voices.wait_forwarded()
         clip = decode_clips_record(record, clock=self._clock)
         if isinstance(clip, Item):
             await self._put_text(clip)  # nothing in it is to be scored: it need not queue behind what is
-        elif post := self._posts.pop(clip.content.post_id):
-            self._observe_wait(post, "joined")
-            self._release(self._voices, clip_item(clip, post.half, taken_s=clip.taken_s))
         else:
-            self._clips.add(_Wait(half=clip, id=clip.content.post_id, bytes=_bytes(record)))
-            self._change.set()
+            self._voices.held_bytes += _bytes(record)
+            self._admit(clip.content.post_id, clip)
 
     def carried(self, item: Item) -> None:
-        """Note that an item is answered: what waited for its turn, or for this very partner, goes on."""
-        id_ = item.post_id
-        if id_ is None:
+        """Note that an item is answered: halves of its id that waited for their turn go on."""
+        if item.post_id is None:
             return
-        self._under_way[id_] -= 1
-        if self._under_way[id_] > 0:
-            return
-        del self._under_way[id_]
-        post, clip = self._posts.find(id_), self._clips.find(id_)
-        if clip is not None and item.post is not None:
-            self._release_clip(clip, "answered_before")
-        elif post is not None and (item.clip is not None or not post.half.content.clip):
-            self._release_post(post, "answered_before")
+        halves = self._turns.pop(item.post_id)
+        while halves:
+            self._admit(item.post_id, halves.popleft(), after=item)
 
     def close(self) -> None:
         """Send on what waits, and let nothing wait from now on: no partner is going to be read any more."""
@@ -138,18 +129,59 @@ class Join:
         """How many posts and clips wait for their other half."""
         return {"post": len(self._posts), "clip": len(self._clips)}
 
-    def _release_post(self, wait: "_Wait[Post]", outcome: str) -> None:
-        self._observe_wait(self._posts.remove(wait), outcome)
-        self._release(self._texts, post_item(wait.half, taken_s=self._clock()))
+    def _admit(self, id_: str, half: AnyHalf, *, after: Item | None = None) -> None:
+        """Send a half on with its partner or alone, or have it wait.
 
-    def _release_clip(self, wait: "_Wait[Clip]", outcome: str) -> None:
-        self._observe_wait(self._clips.remove(wait), outcome)
-        self._release(self._voices, clip_item(wait.half, taken_s=self._clock()))
+        Args:
+            id_: The post's id.
+            half: A post or a clip.
+            after: The item of the same id that was answered just now: a partner in it is known to Redis.
+        """
+        if id_ in self._turns:
+            self._turns[id_].append(half)
+        elif isinstance(half.content, Post):
+            self._admit_post(_Wait(half, self._clock()), answered=after is not None and after.clip is not None)
+        else:
+            self._admit_clip(_Wait(half, self._clock()), answered=after is not None and after.post is not None)
 
-    def _release(self, outbox: "_Outbox", item: Item) -> None:
-        assert item.post_id is not None  # noqa: S101  # what is no post and no clip never waits
-        self._under_way[item.post_id] += 1
-        outbox.add(item)
+    def _admit_post(self, post: "_Wait[Post]", *, answered: bool) -> None:
+        if clip := self._clips.pop(post.id):
+            self._send_pair(post, clip, waited=clip)
+        elif answered or not post.half.content.clip:
+            self._send(post, "answered_before")
+        else:
+            self._posts.add(post)
+            self._change.set()
+
+    def _admit_clip(self, clip: "_Wait[Clip]", *, answered: bool) -> None:
+        if post := self._posts.pop(clip.id):
+            self._send_pair(post, clip, waited=post)
+        elif answered:
+            self._send(clip, "answered_before")
+        else:
+            self._clips.add(clip)
+            self._change.set()
+
+    def _send_pair(self, post: "_Wait[Post]", clip: "_Wait[Clip]", *, waited: "_Wait[Post] | _Wait[Clip]") -> None:
+        self._observe_wait(waited, "joined")
+        moved_bytes = _bytes(post.half.record)
+        self._texts.held_bytes -= moved_bytes
+        self._voices.held_bytes += moved_bytes
+        self._under_way(post.id)
+        self._voices.add(clip_item(clip.half, post.half, taken_s=self._clock()))
+
+    def _send(self, wait: "_Wait[Post] | _Wait[Clip]", outcome: str) -> None:
+        """Send a half on alone."""
+        self._observe_wait(wait, outcome)
+        self._under_way(wait.id)
+        if isinstance(wait.half.content, Post):
+            self._texts.add(post_item(wait.half, taken_s=self._clock()))
+        else:
+            self._voices.add(clip_item(wait.half, taken_s=self._clock()))
+
+    def _under_way(self, id_: str) -> None:
+        """Note that an item of an id is under way: whatever else of it is here waits for its turn."""
+        self._turns[id_] = deque([*self._posts.pop_all(id_), *self._clips.pop_all(id_)])
 
     def _observe_wait(self, wait: "_Wait[Post] | _Wait[Clip]", outcome: str) -> None:
         self._metrics.join_wait.labels(outcome).observe(max(0.0, self._clock() - wait.half.taken_s))
@@ -158,28 +190,30 @@ class Join:
         while True:
             self._change.clear()
             due_s = self._clock() - self._grace_s
-            for post in self._posts.taken_until(due_s):
-                self._release_post(post, "alone")
-            for clip in self._clips.taken_until(due_s):
-                self._release_clip(clip, "alone")
-            oldest = [wait.half.taken_s for wait in (self._posts.oldest(), self._clips.oldest()) if wait]
+            for waiting in (self._posts, self._clips):
+                while wait := waiting.pop_since(due_s):
+                    self._send(wait, "alone")
+            since_s = [wait.since_s for wait in (self._posts.oldest(), self._clips.oldest()) if wait]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(oldest) - due_s if oldest else None):
+                async with asyncio.timeout(min(since_s) - due_s if since_s else None):
                     await self._change.wait()
 
 
 class _Outbox:
-    """Items on their way to a batcher; whoever adds to it never waits, whoever must not add too much asks before."""
+    """Items on their way to a batcher; whoever adds to it never waits, whoever must not add too much asks before.
+
+    Attributes:
+        held_bytes: Bytes of the records that are here, or still wait to be added.
+    """
 
     def __init__(self, put: Put) -> None:
         self._put = put
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._forwarded = asyncio.Event()
-        self.bytes = 0
+        self.held_bytes = 0
 
     def add(self, item: Item) -> None:
         """Add an item."""
-        self.bytes += sum(map(_bytes, item.records))
         self._items.put_nowait(item)
 
     async def forward(self) -> None:
@@ -187,7 +221,7 @@ class _Outbox:
         while True:
             item = await self._items.get()
             await self._put(item)
-            self.bytes -= sum(map(_bytes, item.records))
+            self.held_bytes -= sum(map(_bytes, item.records))
             self._forwarded.set()
 
     async def wait_forwarded(self) -> None:
@@ -197,11 +231,16 @@ class _Outbox:
 
 
 class _Wait(msgspec.Struct, Generic[Half], frozen=True, eq=False):
-    """A half that waits, under the id that it waits for."""
+    """A half that waits, and since when, in seconds of the monotonic clock."""
 
     half: Taken[Half]
-    id: str
-    bytes: int
+    since_s: float
+
+    @property
+    def id(self) -> str:
+        """The id that it waits for."""
+        content = self.half.content
+        return content.id if isinstance(content, Post) else content.post_id
 
 
 class _Waiting(Generic[Half]):
@@ -210,30 +249,35 @@ class _Waiting(Generic[Half]):
     def __init__(self) -> None:
         self._by_age: OrderedDict[_Wait[Half], None] = OrderedDict()
         self._by_id: dict[str, deque[_Wait[Half]]] = {}
-        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_age)
 
+    def has(self, id_: str) -> bool:
+        """Say whether one with an id waits."""
+        return id_ in self._by_id
+
     def oldest(self) -> _Wait[Half] | None:
-        """Return the one that was taken first."""
+        """Return the one that has waited longest."""
         return next(iter(self._by_age), None)
 
     def add(self, wait: _Wait[Half]) -> None:
         """Add the newest."""
         self._by_age[wait] = None
         self._by_id.setdefault(wait.id, deque()).append(wait)
-        self.bytes += wait.bytes
-
-    def find(self, id_: str) -> _Wait[Half] | None:
-        """Return the oldest with an id."""
-        same = self._by_id.get(id_)
-        return same[0] if same else None
 
     def pop(self, id_: str) -> _Wait[Half] | None:
         """Remove and return the oldest with an id."""
-        found = self.find(id_)
-        return found and self.remove(found)
+        return self.remove(self._by_id[id_][0]) if id_ in self._by_id else None
+
+    def pop_since(self, time_s: float) -> _Wait[Half] | None:
+        """Remove and return the oldest, if it has waited since a time or longer."""
+        oldest = self.oldest()
+        return self.remove(oldest) if oldest and oldest.since_s <= time_s else None
+
+    def pop_all(self, id_: str) -> list[Taken[Half]]:
+        """Remove and return all halves with an id."""
+        return [self.remove(wait).half for wait in tuple(self._by_id.get(id_, ()))]
 
     def remove(self, wait: _Wait[Half]) -> _Wait[Half]:
         """Remove one."""
@@ -242,12 +286,7 @@ class _Waiting(Generic[Half]):
         same.remove(wait)
         if not same:
             del self._by_id[wait.id]
-        self.bytes -= wait.bytes
         return wait
-
-    def taken_until(self, time_s: float) -> list[_Wait[Half]]:
-        """Return those that were taken at or before a time, oldest first."""
-        return list(itertools.takewhile(lambda wait: wait.half.taken_s <= time_s, self._by_age))
 
 
 def _bytes(record: Record) -> int:

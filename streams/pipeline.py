@@ -1,4 +1,4 @@
-"""The way of a batch from `posts` to `emotions`, in numbered steps. Imports neither Faust nor torch nor redis.
+"""The way of a batch from `posts` and `clips` to `emotions`, step by step. Imports neither Faust nor torch nor redis.
 
 Outputs first, offsets last: a record is acknowledged only when its answer is confirmed by every sink, or its dead
 letter by Kafka. Whatever fails on the way is tried again here; what happens to a process that ends in between is that
@@ -11,14 +11,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from emostream.connectors.errors import MalformedRecord, RecordRefused, SinkUnavailable
-from emostream.connectors.messages import DeadLetter, Emotion, Post
-from emostream.connectors.sinks import AnswerSink, DeadLetterSink
-from emostream.model.samples import BatchOutcome, ModelInfo, Outcome, Scored, Unscorable
+from emostream.connectors.errors import RecordRefused, SinkUnavailable
+from emostream.connectors.messages import DeadLetter
+from emostream.connectors.sinks import Answer, AnswerSink, AnswerStore, DeadLetterSink, Known
+from emostream.model.samples import MODALITIES, BatchOutcome, ModelInfo, Outcome, Query, Scored, Unscorable
 from emostream.streams.batcher import Batcher
 from emostream.streams.errors import ScorerGone, ScoringFailed
+from emostream.streams.frames import Lane
 from emostream.streams.metrics import Metrics
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Batch, Item, Record
@@ -26,9 +28,9 @@ from emostream.streams.translate import to_answer, to_dead_letter
 
 _log = logging.getLogger(__name__)
 
-_DEATHS_BEFORE_SPLIT = 3
-"""A GPU worker that died so often while working on the same batch was killed by it: the batch is split from then on.
-Each time it had scored its warm-up texts in between, so the device is sound."""
+_DEATHS_BEFORE_SPLIT = 2
+"""A GPU worker that died so often while it had one batch and no other was killed by it: the batch is split from then
+on. Each time it had scored its warm-up items before, so the device is sound."""
 
 _LONGEST_RETRY_PAUSE_S = 10.0
 """Pauses between writes to a sink that is away are random up to a bound, which doubles up to this: short enough to be
@@ -41,8 +43,8 @@ Written = TypeVar("Written", contravariant=True)
 class Scorer(Protocol):
     """What the pipeline needs of a GPU worker."""
 
-    async def score(self, texts: Sequence[str]) -> BatchOutcome:
-        """Score texts; raises `ScorerGone` or `ScoringFailed`."""
+    async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:
+        """Score queries; raises `ScorerGone` or `ScoringFailed`."""
 
 
 class Writes(Protocol[Written]):
@@ -54,6 +56,35 @@ class Writes(Protocol[Written]):
         """Write, and return once it is safe."""
 
 
+class Question(msgspec.Struct, frozen=True):
+    """An item, and what is known of its id.
+
+    Attributes:
+        item: A post, a clip or both.
+        known: What was said of the id before; None where nobody could be asked.
+    """
+
+    item: Item
+    known: Known | None
+
+    @property
+    def query(self) -> Query:
+        """What the model is asked: the item, and a partner that was read before for one that is missing or broken."""
+        query, known = self.item.query, self.known or Known()
+        return msgspec.structs.replace(
+            query,
+            text_vector=known.text_vector if query.text is None else None,
+            voice_vector=known.voice_vector,
+        )
+
+    @property
+    def settled(self) -> bool:
+        """Whether a richer answer stands than can be given: the partner it rests on is no longer at hand."""
+        query, known = self.query, self.known
+        halves = [query.text or query.text_vector, query.clip or query.voice_vector]
+        return known is not None and known.emotion is not None and None in halves and len(known.emotion.modalities) > 1
+
+
 class Pipeline:
     """Carries batches from the batcher through model and sinks to acknowledgement.
 
@@ -61,10 +92,11 @@ class Pipeline:
         scorer: The GPU worker.
         model: Which model it runs.
         answers: Where answers go first: Kafka.
-        store: Where they go then: Redis.
+        store: Where they go then, and where halves find what was said of their partners: Redis.
         dead_letters: Where records go that cannot be answered.
         offsets: Acknowledges in order.
         metrics: What is observed.
+        carried: Told of each item that is answered and acknowledged.
         wall_clock: Seconds since 1970, to compare with Kafka's timestamps.
     """
 
@@ -74,10 +106,11 @@ class Pipeline:
         scorer: Scorer,
         model: ModelInfo,
         answers: AnswerSink,
-        store: AnswerSink,
+        store: AnswerStore,
         dead_letters: DeadLetterSink,
         offsets: OffsetOrder,
         metrics: Metrics,
+        carried: Callable[[Item], None] = lambda _: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._scorer = scorer
@@ -87,89 +120,128 @@ class Pipeline:
         self._dead_letters = dead_letters
         self._offsets = offsets
         self._metrics = metrics
+        self._carried = carried
         self._wall_clock = wall_clock
 
-    async def run(self, batcher: Batcher, *, batches_in_flight: int) -> None:
-        """Carry batches until cancelled, several at a time, so that one is scored while others are written."""
+    async def run(self, lane: Lane, batcher: Batcher, *, batches_in_flight: int) -> None:
+        """Carry a lane's batches until cancelled, several at a time, so that one is scored while others are written."""
         slots = asyncio.Semaphore(batches_in_flight)
         async with asyncio.TaskGroup() as carriers:
             while True:
                 await slots.acquire()
                 batch = await batcher.take()
-                carriers.create_task(self.carry(batch)).add_done_callback(lambda _: slots.release())
+                carriers.create_task(self.carry(lane, batch)).add_done_callback(lambda _: slots.release())
 
-    async def carry(self, batch: Batch) -> None:
+    async def carry(self, lane: Lane, batch: Batch) -> None:
         """Carry one batch all the way. Returns when every record of it is answered or dead, and acknowledged."""
-        with self._metrics.batches_in_flight.track_inprogress():
-            self._observe_arrival(batch)
-            # 1. Score the posts; what is no post goes past the model.
-            posts = [item for item in batch if isinstance(item.content, Post)]
-            outcomes = await self._timed("score", self._score([_text(item) for item in posts]))
-            # 2. Turn outcomes into answers and dead letters.
-            answers, letters = self._sort(batch, posts, outcomes)
-            # 3. Answers to Kafka, confirmed. An answer that Kafka can never take becomes a dead letter.
-            answers = await self._timed("kafka", self._write_answers(self._answers, answers, letters))
-            # 4. Answers to Redis. One that Redis can never take stands in Kafka, and its dead letter says so.
-            answers = await self._timed("redis", self._write_answers(self._store, answers, letters))
-            # 5. Dead letters, confirmed.
-            await self._timed("dead_letters", self._write(self._dead_letters, list(letters.values())))
-            # 6. Only now may the offsets be committed.
-            self._offsets.done([item.record for item in batch])
+        with self._metrics.batches_in_flight.labels(lane).track_inprogress():
+            self._observe_arrival(lane, batch)
+            # 1. Ask what is known of each id: of halves that stand alone, the other may have been answered before.
+            questions = await self._timed(lane, "look_up", self._look_up(batch))
+            # 2. Score. What is neither post nor clip goes past the model, and so does what is answered well enough.
+            open_ = [question for question in questions if not question.settled]
+            outcomes = await self._timed(lane, "score", self._score(lane, [question.query for question in open_]))
+            # 3. Turn outcomes into answers and dead letters.
+            answers, letters = self._sort(batch, questions, dict(zip(map(id, open_), outcomes, strict=True)))
+            # 4. Answers to Kafka, confirmed. An answer that Kafka can never take becomes a dead letter.
+            answers = await self._timed(lane, "kafka", self._write_answers(self._answers, answers, letters))
+            # 5. Answers to Redis. One that Redis can never take stands in Kafka, and its dead letter says so.
+            answers = await self._timed(lane, "redis", self._write_answers(self._store, answers, letters))
+            # 6. Dead letters, confirmed.
+            await self._timed(lane, "dead_letters", self._write(self._dead_letters, list(letters.values())))
+            # 7. Only now may the offsets be committed.
+            self._offsets.done([record for item in batch for record in item.records])
+            for item in batch:
+                self._carried(item)
             self._observe_end(answers, letters)
 
-    async def _score(self, texts: Sequence[str], deaths: int = 0) -> list[Outcome]:
-        """Score texts; find, by splitting, the one that the model cannot take."""
-        if not texts:
+    async def _look_up(self, batch: Batch) -> list[Question]:
+        """Ask what is known of each item's id. When nobody can be asked, halves are answered alone, and say so."""
+        items = [item for item in batch if item.fault is None]
+        if not items:
             return []
         try:
-            result = await self._scorer.score(texts)
+            known: Sequence[Known | None] = await self._store.look_up([item.post_id or "" for item in items])
+        except SinkUnavailable as away:
+            self._metrics.sink_errors.labels(self._store.name).inc()
+            _log.warning("%s cannot be asked about partners, going on without: %s", self._store.name, away)
+            known = [None] * len(items)
+        return [Question(*pair) for pair in zip(items, known, strict=True)]
+
+    async def _score(self, lane: Lane, queries: Sequence[Query], *, deaths: int | None = None) -> list[Outcome]:
+        """Score queries; find, by splitting, the one that the model cannot take.
+
+        Args:
+            lane: Where they wait.
+            queries: What is asked.
+            deaths: How often the model's process has died while it had these alone; None where it never died, and they
+                may share it with others.
+        """
+        if not queries:
+            return []
+        try:
+            result = await self._scorer.score(lane, queries, alone=deaths is not None)
         except ScorerGone as gone:
             self._metrics.batch_retries.labels(ScorerGone.reason).inc()
-            deaths += gone.suspect
+            deaths = (deaths or 0) + gone.suspect
             if deaths < _DEATHS_BEFORE_SPLIT:
-                return await self._score(texts, deaths)
-            return await self._split(texts, Unscorable("kills_scorer", "the model's process dies of this post"))
+                return await self._score(lane, queries, deaths=deaths)
+            verdict = Unscorable("kills_scorer", "the model's process dies of this")
+            return await self._split(lane, queries, verdict, deaths=_DEATHS_BEFORE_SPLIT - 1)
         except ScoringFailed as fault:
             self._metrics.batch_retries.labels(ScoringFailed.reason).inc()
-            return await self._split(texts, Unscorable(ScoringFailed.reason, str(fault)))
-        self._observe_scoring(result)
+            return await self._split(lane, queries, Unscorable(ScoringFailed.reason, str(fault)), deaths=deaths)
+        self._observe_scoring(lane, result)
         return list(result.outcomes)
 
-    async def _split(self, texts: Sequence[str], verdict: Unscorable) -> list[Outcome]:
-        """Score the halves of a batch that fails as a whole; a single text that fails gets the verdict."""
-        if len(texts) == 1:
+    async def _split(
+        self, lane: Lane, queries: Sequence[Query], verdict: Unscorable, *, deaths: int | None
+    ) -> list[Outcome]:
+        """Score the halves of a batch that fails as a whole; a single query that fails gets the verdict."""
+        if len(queries) > 1:
+            middle = len(queries) // 2
+            parts = [await self._score(lane, part, deaths=deaths) for part in (queries[:middle], queries[middle:])]
+            return [*parts[0], *parts[1]]
+        (query,) = queries
+        if query.text is None or query.clip is None:
             return [verdict]
-        middle = len(texts) // 2
-        return [*await self._score(texts[:middle]), *await self._score(texts[middle:])]
+        # A pair: its text is answered if it can be, and the clip is what cannot.
+        (outcome,) = await self._score(lane, [msgspec.structs.replace(query, clip=None)], deaths=deaths)
+        return [msgspec.structs.replace(outcome, clip_fault=verdict) if isinstance(outcome, Scored) else outcome]
 
     def _sort(
-        self, batch: Batch, posts: Sequence[Item], outcomes: Sequence[Outcome]
-    ) -> tuple[list[tuple[Record, Emotion]], dict[Record, DeadLetter]]:
-        answers: list[tuple[Record, Emotion]] = []
-        letters = {
-            item.record: to_dead_letter(item.record, item.content)
-            for item in batch
-            if isinstance(item.content, MalformedRecord)
-        }
-        for item, outcome in zip(posts, outcomes, strict=True):
-            if isinstance(outcome, Scored) and isinstance(item.content, Post):
-                answers.append((item.record, to_answer(item.record, item.content, outcome, model=self._model)))
+        self, batch: Batch, questions: Sequence[Question], outcomes: dict[int, Outcome]
+    ) -> tuple[list[tuple[Item, Answer]], dict[Record, DeadLetter]]:
+        """Return the answers of items, and the dead letters of records; an item can have both."""
+        answers: list[tuple[Item, Answer]] = []
+        faults = [item.fault for item in batch if item.fault is not None]
+        letters = {fault.record: to_dead_letter(fault.record, fault.content) for fault in faults}
+        for question in questions:
+            item, outcome = question.item, outcomes.get(id(question))
+            if outcome is None:  # the richer answer that stands is this record's answer, too
+                answers.append((item, standing_answer(question.known)))
             elif isinstance(outcome, Unscorable):
-                letters[item.record] = to_dead_letter(item.record, outcome)
+                letters.update({record: to_dead_letter(record, outcome) for record in item.records})
+            else:
+                answers.append((item, to_answer(item, outcome, question.known, model=self._model)))
+                if outcome.clip_fault is not None and item.clip is not None:
+                    letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.clip_fault)
+            self._observe_partner(question, outcome)
         return answers, letters
 
     async def _write_answers(
-        self, sink: AnswerSink, answers: list[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]
-    ) -> list[tuple[Record, Emotion]]:
-        """Write answers to a sink, and return those that it took; the others become dead letters."""
+        self, sink: AnswerSink, answers: list[tuple[Item, Answer]], letters: dict[Record, DeadLetter]
+    ) -> list[tuple[Item, Answer]]:
+        """Write answers to a sink, and return those that it took; the others' records become dead letters."""
         left = answers
         while True:
             try:
                 await self._write(sink, [answer for _, answer in left])
                 return left
             except RecordRefused as refused:
-                record, _ = left[refused.position]
-                letters[record] = to_dead_letter(record, Unscorable(refused.reason, str(refused)))
+                item, _ = left[refused.position]
+                fault = Unscorable(refused.reason, str(refused))
+                letters.update({record: to_dead_letter(record, fault) for record in item.records})
                 left = [*left[: refused.position], *left[refused.position + 1 :]]
 
     async def _write(self, sink: Writes[T], records: Sequence[T]) -> None:
@@ -191,29 +263,47 @@ class Pipeline:
             with attempt:
                 await sink.write(records)
 
-    async def _timed(self, stage: str, work: Awaitable[T]) -> T:
-        with self._metrics.stage.labels(stage).time():
+    async def _timed(self, lane: Lane, stage: str, work: Awaitable[T]) -> T:
+        with self._metrics.stage.labels(stage, lane).time():
             return await work
 
-    def _observe_arrival(self, batch: Batch) -> None:
-        self._metrics.batch_posts.observe(len(batch))
-        self._metrics.stage.labels("wait").observe(max(0.0, time.monotonic() - batch[0].taken_s))
+    def _observe_arrival(self, lane: Lane, batch: Batch) -> None:
+        self._metrics.batch_items.labels(lane).observe(len(batch))
+        self._metrics.stage.labels("wait", lane).observe(max(0.0, time.monotonic() - batch[0].taken_s))
 
-    def _observe_scoring(self, result: BatchOutcome) -> None:
-        self._metrics.stage.labels("tokenise").observe(result.tokenise_s)
-        self._metrics.stage.labels("forward").observe(result.forward_s)
+    def _observe_scoring(self, lane: Lane, result: BatchOutcome) -> None:
+        self._metrics.stage.labels("prepare", lane).observe(result.tokenise_s)
+        self._metrics.stage.labels("forward", lane).observe(result.forward_s)
         self._metrics.tokens.inc(result.tokens)
-        self._metrics.padding_share.observe(1 - result.tokens / result.padded_tokens)
+        self._metrics.audio_seconds.inc(result.audio_s)
+        if result.padded_tokens:
+            self._metrics.padding_share.observe(1 - result.tokens / result.padded_tokens)
 
-    def _observe_end(self, answers: Sequence[tuple[Record, Emotion]], letters: dict[Record, DeadLetter]) -> None:
+    def _observe_partner(self, question: Question, outcome: Outcome | None) -> None:
+        """Count a half that came after its partner was answered."""
+        item, known = question.item, question.known
+        if known is None or known.emotion is None or len(item.records) > 1:
+            return
+        half, partner = ("post", "voice") if item.post is not None else ("clip", "text")
+        if partner in known.emotion.modalities:
+            joined = isinstance(outcome, Scored) and len(outcome.modalities) > 1
+            self._metrics.late_halves.labels(half, "joined" if joined else "kept" if outcome is None else "alone").inc()
+
+    def _observe_end(self, answers: Sequence[tuple[Item, Answer]], letters: dict[Record, DeadLetter]) -> None:
         now_s = self._wall_clock()
-        for record, answer in answers:
-            self._metrics.posts_out.labels(answer.emotion).inc()
-            self._metrics.latency.observe(max(0.0, now_s - record.timestamp_s))
+        for item, answer in answers:
+            path = PATHS[tuple(answer.emotion.modalities)]
+            self._metrics.answers.labels(path, answer.emotion.emotion).inc()
+            newest_s = max(record.timestamp_s for record in item.records)
+            self._metrics.latency.labels(path).observe(max(0.0, now_s - newest_s))
         for letter in letters.values():
             self._metrics.dead_letters.labels(letter.why.reason).inc()
 
 
-def _text(item: Item) -> str:
-    assert isinstance(item.content, Post)  # noqa: S101  # only posts are scored
-    return item.content.text
+PATHS = {modalities: path for path, modalities in MODALITIES.items()}
+
+
+def standing_answer(known: Known | None) -> Answer:
+    """Return the answer that an id has already, to be given once more."""
+    assert known is not None and known.emotion is not None, "only what is known can stand"  # noqa: S101, PT018
+    return Answer(emotion=known.emotion, post_ms=known.post_ms, clip_ms=known.clip_ms)

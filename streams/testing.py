@@ -3,14 +3,27 @@
 import hashlib
 from collections.abc import Callable, Sequence
 
-from emostream.model.samples import LABELS, BatchOutcome, ModelInfo, Scored
+from emostream.model.samples import (
+    FUSED,
+    LABELS,
+    MODALITIES,
+    TEXT,
+    VOICE,
+    BatchOutcome,
+    ModelInfo,
+    Outcome,
+    Query,
+    Scored,
+    Unscorable,
+)
 from emostream.streams.errors import ScoringFailed
+from emostream.streams.frames import Lane
 
 MODEL = ModelInfo(name="hashed", version="0", device="none", precision="float32")
 
 
 class HashedScorer:
-    """A scorer whose answer for a text depends on nothing but the text.
+    """A scorer whose answer for a query depends on nothing but the query; clips that start with `!` cannot be heard.
 
     Args:
         refuses: Texts for which the whole batch fails, as it does when the model raises.
@@ -20,21 +33,36 @@ class HashedScorer:
         self._refuses = refuses
         self.batches: list[list[str]] = []
 
-    async def score(self, texts: Sequence[str]) -> BatchOutcome:
-        """Score texts; raises `ScoringFailed` if one of them is refused."""
-        self.batches.append(list(texts))
+    async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:  # noqa: ARG002
+        """Score queries; raises `ScoringFailed` if one of their texts is refused."""
+        texts = [query.text or "" for query in queries]
+        self.batches.append(texts)
         if any(map(self._refuses, texts)):
             raise ScoringFailed("a text of this batch is refused")
+        tokens = sum(map(len, texts))
         return BatchOutcome(
-            outcomes=tuple(Scored(scores=hashed_scores(text), tokens=len(text)) for text in texts),
-            tokens=sum(map(len, texts)),
-            padded_tokens=len(texts) * max(map(len, texts)),
-            tokenise_s=0.0,
-            forward_s=0.0,
+            outcomes=tuple(map(_outcome, queries)), tokens=tokens, padded_tokens=tokens, tokenise_s=0.0, forward_s=0.0
         )
 
 
-def hashed_scores(text: str) -> tuple[float, ...]:
-    """Return probabilities over the labels that only this text has."""
-    weights = [1 + byte for byte in hashlib.sha256(text.encode()).digest()[: len(LABELS)]]
+def _outcome(query: Query) -> Outcome:
+    fault = Unscorable("audio_undecodable", "it starts with !") if (query.clip or b"").startswith(b"!") else None
+    text = query.text_vector if query.text is None else query.text.encode()
+    voice = query.voice_vector if query.clip is None or fault else query.clip
+    if fault and query.text is None:
+        return fault
+    path = FUSED if text and voice else TEXT if text else VOICE
+    return Scored(
+        scores=hashed_scores((text or b"") + (voice or b"")),
+        tokens=len(query.text or ""),
+        modalities=MODALITIES[path],
+        text_vector=text,
+        voice_vector=voice,
+        clip_fault=fault,
+    )
+
+
+def hashed_scores(content: bytes) -> tuple[float, ...]:
+    """Return probabilities over the labels that only this content has."""
+    weights = [1 + byte for byte in hashlib.sha256(content).digest()[: len(LABELS)]]
     return tuple(weight / sum(weights) for weight in weights)

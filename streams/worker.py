@@ -19,18 +19,19 @@ from redis.asyncio import Redis
 
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.redis_sink import RedisSink
-from emostream.connectors.topics import create_topics
+from emostream.connectors.topics import create_topics, describe_topics, require_equal_partitions
 from emostream.model.samples import attribute_names
 from emostream.streams.app import build_app
 from emostream.streams.batcher import Batcher
 from emostream.streams.errors import StreamError
-from emostream.streams.frames import ScorerOptions
+from emostream.streams.frames import Lane, ScorerOptions
 from emostream.streams.gpu_worker import GpuWorker
+from emostream.streams.join import Join
 from emostream.streams.metrics import Metrics
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.pipeline import Pipeline
 from emostream.streams.probes import Check, ProbeServer
-from emostream.streams.records import Record, decode_record
+from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -59,11 +60,26 @@ class Worker:
             collector(registry=self._registry)
         self._metrics = Metrics(self._registry)
         self._offsets = OffsetOrder()
-        self._batcher = Batcher(
-            most_posts=settings.batch_posts,
-            most_tokens=settings.batch_tokens,
-            max_wait_s=settings.max_wait_ms / 1000,
-            queue_posts=settings.queue_posts,
+        self._batchers: dict[Lane, Batcher] = {
+            "texts": Batcher(
+                most_items=settings.batch_posts,
+                most_cost=settings.batch_tokens,
+                max_wait_s=settings.max_wait_ms / 1000,
+                queue_items=settings.queue_posts,
+            ),
+            "clips": Batcher(
+                most_items=settings.batch_posts,
+                most_cost=settings.batch_audio_s,
+                max_wait_s=settings.max_wait_ms / 1000,
+                queue_items=settings.queue_clips,
+            ),
+        }
+        self._join = Join(
+            texts=self._batchers["texts"].put,
+            voices=self._batchers["clips"].put,
+            grace_s=settings.join_grace_s,
+            most_bytes=round(settings.join_waiting_mb * 2**20),
+            metrics=self._metrics,
         )
         self._gpu_worker = GpuWorker(
             ScorerOptions(
@@ -111,10 +127,10 @@ class Worker:
             ending.push_async_callback(self._gpu_worker.stop)
             pipeline = await self._build_pipeline(ending)
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="emostream-")))
-            app = build_app(self._settings, intake=self._take, offsets=self._offsets, scratch=scratch)
-            carrying = asyncio.create_task(
-                pipeline.run(self._batcher, batches_in_flight=self._settings.batches_in_flight)
+            app = build_app(
+                self._settings, posts=self._take_post, clips=self._take_clip, offsets=self._offsets, scratch=scratch
             )
+            carrying = asyncio.create_task(self._carry(pipeline))
             ending.push_async_callback(_cancel, carrying, asyncio.create_task(self._keep_gauges()))
             ending.push_async_callback(self._drain, app, carrying)
             await app.start()
@@ -149,6 +165,7 @@ class Worker:
 
     async def _drain(self, app: faust.App, carrying: "asyncio.Task[None]") -> None:
         """Stop Faust, which waits until what was taken is acknowledged and commits it."""
+        self._join.close()
         grace_s = 0.0 if carrying.done() else self._settings.stop_grace_s
         try:
             async with asyncio.timeout(grace_s):
@@ -161,10 +178,18 @@ class Worker:
         if settings.create_topics:
             create_topics(
                 settings.kafka,
-                [settings.posts_topic, settings.emotions_topic, settings.dead_letters_topic],
+                settings.topics,
                 partitions=settings.partitions,
                 replication=settings.replication,
             )
+        require_equal_partitions(describe_topics(settings.kafka, [settings.posts_topic, settings.clips_topic]))
+
+    async def _carry(self, pipeline: Pipeline) -> None:
+        """Carry both lanes, and let halves meet, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._join.run())
+            for lane, batcher in self._batchers.items():
+                tasks.create_task(pipeline.run(lane, batcher, batches_in_flight=self._settings.batches_in_flight))
 
     async def _build_pipeline(self, ending: contextlib.AsyncExitStack) -> Pipeline:
         """Start the GPU worker and return the pipeline around it."""
@@ -180,7 +205,13 @@ class Worker:
         )
         answers = KafkaSink(self._writer(self._settings.emotions_topic))
         dead_letters = KafkaDeadLetters(self._writer(self._settings.dead_letters_topic))
-        store = RedisSink(redis, prefix=self._settings.redis_prefix, keep_s=self._settings.redis_keep_s)
+        store = RedisSink(
+            redis,
+            prefix=self._settings.redis_prefix,
+            keep_s=self._settings.redis_keep_s,
+            late_s=self._settings.late_s,
+            model=f"{model.name}/{model.version}",
+        )
         for sink in (answers, dead_letters, store):
             ending.push_async_callback(sink.close)
         return Pipeline(
@@ -191,31 +222,45 @@ class Worker:
             dead_letters=dead_letters,
             offsets=self._offsets,
             metrics=self._metrics,
+            carried=self._join.carried,
         )
 
     def _writer(self, topic: str) -> KafkaWriter:
         return KafkaWriter(topic=topic, bootstrap=self._settings.kafka)
 
-    async def _take(self, record: Record) -> None:
-        self._metrics.posts_in.inc()
-        await self._batcher.put(decode_record(record))
+    async def _take_post(self, record: Record) -> None:
+        self._metrics.records_in.labels("posts").inc()
+        await self._join.take_post(record)
+
+    async def _take_clip(self, record: Record) -> None:
+        self._metrics.records_in.labels("clips").inc()
+        await self._join.take_clip(record)
 
     def _checks(self) -> Sequence[Check]:
-        partitions = self._offsets.partitions
+        assigned = self._assigned()
         uncommitted_s = self._offsets.uncommitted_s
         return [
             Check("model", self._gpu_worker.ready, "warm" if self._gpu_worker.ready else "starting"),
-            Check("partitions", bool(partitions), f"{len(partitions)} assigned"),
+            Check("partitions", all(assigned.values()), ", ".join(f"{n} of {kind}" for kind, n in assigned.items())),
             Check("commits", uncommitted_s < _COMMIT_PATIENCE_S, f"oldest waits {uncommitted_s:.1f} s"),
         ]
+
+    def _assigned(self) -> dict[str, int]:
+        """Return how many partitions of each topic this worker reads."""
+        topics = {"posts": self._settings.posts_topic, "clips": self._settings.clips_topic}
+        return {kind: sum(topic == name for topic, _ in self._offsets.partitions) for kind, name in topics.items()}
 
     async def _keep_gauges(self) -> None:
         while True:
             checks = self._checks()
             self._metrics.ready.set(all(check.met for check in checks))
-            self._metrics.queued_posts.set(len(self._batcher))
+            for lane, batcher in self._batchers.items():
+                self._metrics.queued_items.labels(lane).set(len(batcher))
+            for half, count in self._join.waiting.items():
+                self._metrics.join_waiting.labels(half).set(count)
             self._metrics.uncommitted_seconds.set(self._offsets.uncommitted_s)
-            self._metrics.assigned_partitions.set(len(self._offsets.partitions))
+            for kind, count in self._assigned().items():
+                self._metrics.assigned_partitions.labels(kind).set(count)
             await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 

@@ -114,7 +114,8 @@ def main() -> None:
         unique = uuid.uuid4().hex[:8]
         settings = Settings(
             kafka=options.kafka or stack.kafka, redis=stack.redis, redis_prefix=f"{unique}:", group=unique,
-            posts_topic=f"posts-{unique}", clips_topic=f"clips-{unique}", emotions_topic=f"emotions-{unique}", dead_letters_topic=f"dead-{unique}",
+            posts_topic=f"posts-{unique}", clips_topic=f"clips-{unique}",
+            emotions_topic=f"emotions-{unique}", dead_letters_topic=f"dead-{unique}",
             session_timeout_s=2, http_port=0, threads=options.threads, precision=options.precision,
         )  # fmt: skip
         create_topics(settings.kafka, settings.topics, partitions=8, replication=-1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emostream.connectors.messages import Post
 from emostream.streams.batcher import Batcher
-from emostream.streams.records import Item, Record
+from emostream.streams.records import Item, Record, Taken
 
 
 def make_item(offset: int, tokens: int, taken_s: float = 0.0) -> Item:
@@ -16,17 +16,18 @@ def make_item(offset: int, tokens: int, taken_s: float = 0.0) -> Item:
         topic="posts", partition=0, offset=offset, timestamp_s=0.0, key=None, value=None, headers=(),
         acknowledge=lambda: None,
     )  # fmt: skip
-    return Item(record=record, content=Post(id=str(offset), text="x"), taken_s=taken_s, tokens=tokens)
+    post = Taken(record, Post(id=str(offset), text="x"), taken_s)
+    return Item(post=post, taken_s=taken_s, cost=tokens)
 
 
 def offsets(batch: list[Item]) -> list[int]:
-    return [item.record.offset for item in batch]
+    return [record.offset for item in batch for record in item.records]
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 10), st.integers(10, 100))
-def test_batches_cover_the_input_in_order_within_bounds(costs: list[int], most_posts: int, most_tokens: int) -> None:
+def test_batches_cover_the_input_in_order_within_bounds(costs: list[int], most_items: int, most_cost: int) -> None:
     async def scenario() -> list[list[Item]]:
-        batcher = Batcher(most_posts=most_posts, most_tokens=most_tokens, max_wait_s=0, queue_posts=1000)
+        batcher = Batcher(most_items=most_items, most_cost=most_cost, max_wait_s=0, queue_items=1000)
         for offset, tokens in enumerate(costs):
             await batcher.put(make_item(offset, tokens))
         batches = []
@@ -37,12 +38,12 @@ def test_batches_cover_the_input_in_order_within_bounds(costs: list[int], most_p
     batches = asyncio.run(scenario())
     assert [offset for batch in batches for offset in offsets(batch)] == list(range(len(costs)))
     for batch in batches:
-        assert len(batch) <= most_posts
-        assert len(batch) == 1 or sum(item.tokens for item in batch) <= most_tokens
+        assert len(batch) <= most_items
+        assert len(batch) == 1 or sum(item.cost for item in batch) <= most_cost
 
 
 async def test_a_full_batch_does_not_wait() -> None:
-    batcher = Batcher(most_posts=2, most_tokens=1000, max_wait_s=3600, queue_posts=10, clock=lambda: 0.0)
+    batcher = Batcher(most_items=2, most_cost=1000, max_wait_s=3600, queue_items=10, clock=lambda: 0.0)
     for offset in range(3):
         await batcher.put(make_item(offset, 1))
     assert offsets(await asyncio.wait_for(batcher.take(), 5)) == [0, 1]
@@ -52,7 +53,7 @@ async def test_a_full_batch_does_not_wait() -> None:
 
 async def test_a_batch_leaves_when_its_oldest_item_has_waited() -> None:
     now = [10.0]
-    batcher = Batcher(most_posts=100, most_tokens=1000, max_wait_s=0.02, queue_posts=10, clock=lambda: now[0])
+    batcher = Batcher(most_items=100, most_cost=1000, max_wait_s=0.02, queue_items=10, clock=lambda: now[0])
     await batcher.put(make_item(0, 1, taken_s=9.99))
     await batcher.put(make_item(1, 1, taken_s=10.0))
     waiting = asyncio.create_task(batcher.take())
@@ -62,7 +63,7 @@ async def test_a_batch_leaves_when_its_oldest_item_has_waited() -> None:
 
 
 async def test_a_full_queue_makes_its_source_wait() -> None:
-    batcher = Batcher(most_posts=2, most_tokens=1000, max_wait_s=0, queue_posts=4)
+    batcher = Batcher(most_items=2, most_cost=1000, max_wait_s=0, queue_items=4)
     for offset in range(4):
         await batcher.put(make_item(offset, 1))
     fifth = asyncio.create_task(batcher.put(make_item(4, 1)))
@@ -74,7 +75,7 @@ async def test_a_full_queue_makes_its_source_wait() -> None:
 
 
 async def test_cancelled_take_loses_nothing() -> None:
-    batcher = Batcher(most_posts=10, most_tokens=1000, max_wait_s=3600, queue_posts=10)
+    batcher = Batcher(most_items=10, most_cost=1000, max_wait_s=3600, queue_items=10)
     await batcher.put(make_item(0, 1, taken_s=float("inf")))
     waiting = asyncio.create_task(batcher.take())
     await asyncio.sleep(0.01)

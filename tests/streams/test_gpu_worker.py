@@ -8,12 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from tiny_recordings import write_wav
 
 from emostream.model.checkpoint import SHIPPED
-from emostream.model.samples import BatchOutcome
+from emostream.model.samples import BatchOutcome, Query, Scored, Unscorable
 from emostream.streams.errors import ScorerGone, ScorerUnusable
 from emostream.streams.frames import ScorerOptions
-from emostream.streams.gpu_worker import GpuWorker
+from emostream.streams.gpu_worker import GpuWorker, _Door
 
 OPTIONS = ScorerOptions(checkpoint="", device="cpu", precision="float32", threads=1)
 
@@ -23,10 +24,14 @@ def make_worker(options: ScorerOptions = OPTIONS, *, deadline_s: float = 60.0) -
     return GpuWorker(options, deadline_s=deadline_s, restarts=restarts), restarts
 
 
+def queries(*texts: str) -> list[Query]:
+    return [Query(text=text) for text in texts]
+
+
 async def score_until_answered(worker: GpuWorker, texts: list[str]) -> BatchOutcome:
     while True:
         try:
-            return await worker.score(texts)
+            return await worker.score("texts", queries(*texts))
         except ScorerGone:
             continue
 
@@ -35,7 +40,7 @@ async def test_it_scores_survives_kill_and_hang_and_ends() -> None:
     worker, restarts = make_worker(deadline_s=4.0)
     info = await worker.start()
     assert (info.device, info.precision) == ("cpu", "float32")
-    first = await worker.score(["what a lovely day", "i hate this"])
+    first = await worker.score("texts", queries("what a lovely day", "i hate this"))
     assert len(first.outcomes) == 2
 
     # Killed with batches on their way: each fails as retriable, and is answered by the next child.
@@ -66,6 +71,70 @@ async def test_it_scores_survives_kill_and_hang_and_ends() -> None:
         os.kill(last, 0)
 
 
+async def test_texts_do_not_wait_behind_a_minute_of_speech(tmp_path: Path) -> None:
+    worker, _ = make_worker()
+    await worker.start()
+    minute = write_wav(tmp_path / "minute.wav", seconds=60).read_bytes()
+    order: list[str] = []
+
+    async def clips() -> BatchOutcome:
+        outcome = await worker.score("clips", [Query(clip=minute)] * 2)
+        order.append("clips")
+        return outcome
+
+    async def texts() -> None:
+        for _ in range(3):
+            await worker.score("texts", queries("hello"))
+            order.append("texts")
+
+    async with asyncio.timeout(120):
+        heard, _ = await asyncio.gather(clips(), texts())
+    assert order == ["texts"] * 3 + ["clips"]
+    assert heard.audio_s == 120
+    await worker.stop()
+
+
+async def test_each_query_is_answered_by_the_halves_that_it_has(tmp_path: Path) -> None:
+    worker, _ = make_worker()
+    await worker.start()
+    clip = write_wav(tmp_path / "clip.wav", seconds=2).read_bytes()
+    asked = [
+        Query(text="we won", clip=clip),
+        Query(clip=clip),
+        Query(text="we won", clip=clip[:30_000]),
+        Query(clip=b"this is no recording"),
+    ]
+    both, voice, text, nothing = (await worker.score("clips", asked)).outcomes
+    assert isinstance(both, Scored) and isinstance(voice, Scored) and isinstance(text, Scored)  # noqa: PT018
+    assert [each.modalities for each in (both, voice, text)] == [("text", "voice"), ("voice",), ("text",)]
+    assert [each.clip_fault and each.clip_fault.reason for each in (both, voice, text)] == [None, None, "audio_damaged"]
+    assert isinstance(nothing, Unscorable)
+    assert nothing.reason == "audio_undecodable"
+    # A partner that was read before, as its vector: the same answer to four digits.
+    late = [Query(clip=clip, text_vector=text.text_vector), Query(text="we won", voice_vector=voice.voice_vector)]
+    for outcome in (await worker.score("texts", late)).outcomes:
+        assert isinstance(outcome, Scored)
+        assert outcome.modalities == ("text", "voice")
+        assert outcome.scores == pytest.approx(both.scores, abs=2e-3)
+        assert outcome.attributes.keys() == both.attributes.keys()
+    await worker.stop()
+
+
+async def test_a_batch_that_wants_to_be_alone_waits_for_the_others_and_holds_back_the_next() -> None:
+    door, log = _Door(), []
+
+    async def batch(name: str, *, alone: bool) -> None:
+        async with door.passed(alone=alone):
+            log.append(f"{name} in")
+            await asyncio.sleep(0.01)
+            log.append(f"{name} out")
+
+    await asyncio.gather(
+        batch("a", alone=False), batch("b", alone=False), batch("c", alone=True), batch("d", alone=False)
+    )
+    assert log == ["a in", "b in", "a out", "b out", "c in", "c out", "d in", "d out"]
+
+
 async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A model that raises on everything, its warm-up texts included, ends its process; the next one is sound."""
     broken = tmp_path / "broken"
@@ -74,13 +143,13 @@ async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytes
         "if os.path.exists(os.environ['BROKEN_DEVICE']):\n"
         "    os.remove(os.environ['BROKEN_DEVICE'])\n"
         "    from emostream.model.scorer import EmotionScorer\n"
-        "    compute, calls = EmotionScorer.compute, []\n"
+        "    steps, calls = EmotionScorer.steps, []\n"
         "    def failing(self, batch):\n"
         "        calls.append(1)\n"
-        "        if len(calls) > 2:  # its warm-up went well\n"
+        "        if len(calls) > 3:  # its warm-up went well\n"
         "            raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
-        "        return compute(self, batch)\n"
-        "    EmotionScorer.compute = failing\n"
+        "        return steps(self, batch)\n"
+        "    EmotionScorer.steps = failing\n"
     )
     broken.touch()
     monkeypatch.setenv("BROKEN_DEVICE", str(broken))
@@ -88,7 +157,7 @@ async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytes
     worker, restarts = make_worker()
     await worker.start()
     with pytest.raises(ScorerGone):
-        await worker.score(["hello"])
+        await worker.score("texts", queries("hello"))
     async with asyncio.timeout(120):
         assert len((await score_until_answered(worker, ["hello"])).outcomes) == 1
     assert restarts.labels("died")._value.get() == 1
