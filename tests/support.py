@@ -198,6 +198,14 @@ def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]])
         producer.flush()
 
 
+def publish_clips(settings: Settings, clips: Iterable[tuple[str, bytes]]) -> None:
+    """Publish recordings under the ids of their posts."""
+    with RecordProducer(bootstrap=settings.kafka) as producer:
+        for key, value in clips:
+            producer.publish(settings.clips_topic, key=key, value=value)
+        producer.flush()
+
+
 def collect(
     settings: Settings, done: Callable[[Sequence[Received]], bool], *, within_s: float = ANSWER_S
 ) -> list[Received]:

@@ -17,7 +17,8 @@ class ListProducer:
     def __init__(self) -> None:
         self.records: list[tuple[str | None, bytes]] = []
 
-    def publish(self, *, key: str | None, value: bytes) -> None:
+    def publish(self, topic: str, *, key: str | None, value: bytes) -> None:
+        assert topic == "posts"
         self.records.append((key, value))
 
 
@@ -28,7 +29,10 @@ LINES = [b'{"id": "a", "text": "one"}\n', b"\n", b"oops\n", b'{"id": "b", "text"
 def test_malformed_rows_are_named_by_line(checked: bool, keys: list[str | None]) -> None:
     producer = ListProducer()
     rows: list[MalformedRow] = []
-    tallies = list(ingest_lines(LINES, producer=producer, pace=Pace(None), on_malformed=rows.append, checked=checked))
+    reading = ingest_lines(
+        LINES, producer=producer, topic="posts", pace=Pace(None), on_malformed=rows.append, checked=checked
+    )
+    tallies = list(reading)
     assert [(row.line, row.reason) for row in rows] == [(3, "not_json"), (5, "missing_field")]
     assert [key for key, _ in producer.records] == keys
     assert tallies[-1].lines == 5

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.connectors.errors import MalformedRecord
-from emostream.connectors.messages import MOST_POST_BYTES, Post, decode_post, encode_post
+from emostream.connectors.messages import (
+    CONTENT_TYPE,
+    MOST_CLIP_BYTES,
+    MOST_POST_BYTES,
+    Clip,
+    Post,
+    decode_clip,
+    decode_post,
+    encode_post,
+)
 
 # Surrogates alone are no characters: JSON escapes could write them, UTF-8 cannot.
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
@@ -102,3 +111,30 @@ def test_the_largest_post_is_read() -> None:
 
 def test_defaults_are_not_written() -> None:
     assert msgspec.json.decode(encode_post(Post(id="a", text="b"))) == {"id": "a", "text": "b"}
+
+
+def test_a_clip_is_its_key_and_its_bytes() -> None:
+    for headers in ((), ((CONTENT_TYPE, b"audio/ogg"),), (("Content-Type", b"video/webm"),), (("x", b""),)):
+        assert decode_clip("ä".encode(), b"bytes", headers) == Clip(post_id="ä", audio=b"bytes")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers", "reason"),
+    [
+        (None, b"x", (), "empty_id"),
+        (b"", b"x", (), "empty_id"),
+        (b"\xff", b"x", (), "not_utf8"),
+        (b"k" * 257, b"x", (), "too_long"),
+        (b"k", b"", (), "empty"),
+        (b"k", None, (), "empty"),
+        (b"k", b"x" * (MOST_CLIP_BYTES + 1), (), "too_large"),
+        (b"k", b"x", ((CONTENT_TYPE, b"image/png"),), "unknown_type"),
+        (b"k", b"x", ((CONTENT_TYPE, b"\xff\xfe"),), "unknown_type"),
+    ],
+)
+def test_what_can_be_no_clip_has_a_reason(
+    key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...], reason: str
+) -> None:
+    with pytest.raises(MalformedRecord) as fault:
+        decode_clip(key, value, headers)
+    assert fault.value.reason == reason

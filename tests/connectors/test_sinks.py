@@ -14,6 +14,7 @@ from support import await_true, collect
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.messages import (
+    MOST_CLIP_BYTES,
     DeadLetter,
     DeadLetterHeaders,
     Emotion,
@@ -21,8 +22,9 @@ from emostream.connectors.messages import (
     Scores,
     decode_emotion,
 )
+from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.connectors.redis_sink import RedisSink
-from emostream.connectors.sinks import AnswerSink, ListSink
+from emostream.connectors.sinks import Answer, AnswerSink, AnswerStore, Known, ListSink
 from emostream.streams.settings import Settings
 from emostream.streams.stack import free_port, running_redis
 
@@ -46,6 +48,20 @@ def make_answer(post_id: str, **changes: object) -> Emotion:
         source="tests",
     )
     return msgspec.structs.replace(answer, **changes)
+
+
+def written(*emotions: Emotion) -> list[Answer]:
+    """Return answers as they are written, each with the halves that its modalities speak of."""
+    return [
+        Answer(
+            emotion=emotion,
+            post_ms=round(emotion.ingested_at.timestamp() * 1000) if "text" in emotion.modalities else None,
+            clip_ms=round(emotion.ingested_at.timestamp() * 1000) if "voice" in emotion.modalities else None,
+            text_vector=b"text of " + emotion.post_id.encode() if "text" in emotion.modalities else None,
+            voice_vector=b"voice of " + emotion.post_id.encode() if "voice" in emotion.modalities else None,
+        )
+        for emotion in emotions
+    ]
 
 
 @dataclass
@@ -92,14 +108,14 @@ async def under_test(request: pytest.FixtureRequest, settings: Settings):
 
 async def test_what_is_written_is_there(under_test: SinkUnderTest) -> None:
     answers = {f"p{i}": make_answer(f"p{i}", confidence=i / 100) for i in range(50)}
-    await under_test.sink.write(list(answers.values()))
+    await under_test.sink.write(written(*answers.values()))
     assert dict(under_test.read(50)) == answers
 
 
 async def test_writing_again_changes_nothing(under_test: SinkUnderTest) -> None:
     answers = [make_answer("a"), make_answer("b", emotion="fear")]
-    await under_test.sink.write(answers)
-    await under_test.sink.write(answers)
+    await under_test.sink.write(written(*answers))
+    await under_test.sink.write(written(*answers))
     assert dict(under_test.read(2)) == {"a": answers[0], "b": answers[1]}
 
 
@@ -110,7 +126,7 @@ async def test_nothing_is_a_write_too(under_test: SinkUnderTest) -> None:
 async def test_any_id_and_source_can_be_written(under_test: SinkUnderTest) -> None:
     odd = {name: make_answer(name, source=name) for name in ("a:b", "{x}", "ä 🎉", "*", "\n", "a" * 256)}
     odd = {name: msgspec.structs.replace(a, source=(a.source or "")[:128]) for name, a in odd.items()}
-    await under_test.sink.write(list(odd.values()))
+    await under_test.sink.write(written(*odd.values()))
     assert dict(under_test.read(len(odd))) == odd
 
 
@@ -122,12 +138,71 @@ async def test_a_service_that_is_away_is_unavailable(kind: str) -> None:
         KafkaSink(writer) if kind == "kafka" else RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
     )
     with pytest.raises(SinkUnavailable):
-        await sink.write([make_answer("a")])
+        await sink.write(written(make_answer("a")))
     await sink.close()
+
+
+@pytest.fixture(params=[_list_sink, _redis_sink], ids=["list", "redis"])
+async def store(request: pytest.FixtureRequest, settings: Settings):
+    made = request.param(settings).sink
+    yield made
+    await made.close()
+
+
+async def test_a_store_tells_what_it_knows_of_each_id(store: AnswerStore) -> None:
+    text, both = make_answer("a"), make_answer("b", modalities=["text", "voice"], revision=2)
+    await store.write(written(text, both))
+    nothing, of_a, of_b = await store.look_up(["c", "a", "b"])
+    ms = round(INGESTED.timestamp() * 1000)
+    assert nothing == Known()
+    assert of_a == Known(emotion=text, post_ms=ms, text_vector=b"text of a")
+    assert of_b == Known(emotion=both, post_ms=ms, clip_ms=ms, text_vector=b"text of b", voice_vector=b"voice of b")
+    assert await store.look_up([]) == []
 
 
 class TestRedis:
     """What Redis keeps beyond the answer itself."""
+
+    async def test_vectors_of_another_model_are_of_no_use(self, settings: Settings) -> None:
+        url = settings.redis.get_secret_value()
+        old, new = (
+            RedisSink(AsyncRedis.from_url(url), prefix=settings.redis_prefix, keep_s=600, model=f"m/{version}")
+            for version in (1, 2)
+        )
+        await old.write(written(make_answer("a")))
+        (known,) = await new.look_up(["a"])
+        assert (known.emotion, known.text_vector) == (make_answer("a"), None)
+        voice = make_answer("a", modalities=["text", "voice"])
+        await new.write([Answer(emotion=voice, clip_ms=1, voice_vector=b"new")])
+        (known,) = await new.look_up(["a"])
+        assert (known.text_vector, known.voice_vector) == (None, b"new"), "of two models, nothing is mixed"
+        await old.close()
+        await new.close()
+
+    async def test_vectors_live_as_long_as_a_partner_may_be_late(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        await sink.write(written(make_answer("a")))
+        assert 590 < redis.ttl(f"{settings.redis_prefix}half:a") <= 600
+        redis.delete(f"{settings.redis_prefix}half:a")
+        (known,) = await sink.look_up(["a"])
+        assert (known.emotion, known.text_vector) == (make_answer("a"), None)
+
+    async def test_an_answer_that_lacks_what_the_other_has_changes_nothing(
+        self, sink: RedisSink, redis: Redis, settings: Settings
+    ) -> None:
+        """A voice alone does not replace a text alone: neither is richer."""
+        await sink.write(written(make_answer("a")))
+        later = INGESTED + dt.timedelta(hours=1)
+        await sink.write(written(make_answer("a", modalities=["voice"], emotion="fear", ingested_at=later)))
+        stored = redis.hget(f"{settings.redis_prefix}emotion:a", "answer")
+        assert decode_emotion(stored.encode()) == make_answer("a")
+
+    async def test_keys_of_other_types_say_nothing(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
+        redis.set(f"{settings.redis_prefix}emotion:a", "not ours")
+        redis.lpush(f"{settings.redis_prefix}half:b", "not ours")
+        redis.hset(f"{settings.redis_prefix}emotion:c", "answer", "no json")
+        assert await sink.look_up(["a", "b", "c"]) == [Known()] * 3
 
     @pytest.fixture
     async def sink(self, settings: Settings):
@@ -142,8 +217,8 @@ class TestRedis:
             yield client
 
     async def test_a_post_counts_once_in_its_minute(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
-        await sink.write([make_answer("a"), make_answer("b"), make_answer("c", emotion="anger")])
-        await sink.write([make_answer("a"), make_answer("b")])
+        await sink.write(written(make_answer("a"), make_answer("b"), make_answer("c", emotion="anger")))
+        await sink.write(written(make_answer("a"), make_answer("b")))
         trend = redis.hgetall(f"{settings.redis_prefix}trend:2026-03-01T12:30:tests")
         assert trend == {"joy": "2", "anger": "1"}
         assert redis.xlen(f"{settings.redis_prefix}recent") == 3
@@ -151,7 +226,7 @@ class TestRedis:
     async def test_everything_expires_but_the_capped_stream(
         self, sink: RedisSink, redis: Redis, settings: Settings
     ) -> None:
-        await sink.write([make_answer("a")])
+        await sink.write(written(make_answer("a")))
         keys = redis.keys(f"{settings.redis_prefix}*")
         assert {key for key in keys if redis.ttl(key) < 0} == {f"{settings.redis_prefix}recent"}
 
@@ -159,14 +234,14 @@ class TestRedis:
         self, sink: RedisSink, redis: Redis, settings: Settings
     ) -> None:
         rich = make_answer("a", modalities=["text", "voice"], emotion="fear", revision=2)
-        await sink.write([rich])
-        await sink.write([make_answer("a", ingested_at=INGESTED + dt.timedelta(hours=1))])
+        await sink.write(written(rich))
+        await sink.write(written(make_answer("a", ingested_at=INGESTED + dt.timedelta(hours=1))))
         stored = redis.hget(f"{settings.redis_prefix}emotion:a", "answer")
         assert decode_emotion(stored.encode()) == rich
 
     async def test_a_richer_answer_moves_the_count(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
-        await sink.write([make_answer("a")])
-        await sink.write([make_answer("a", modalities=["text", "voice"], emotion="fear", revision=2)])
+        await sink.write(written(make_answer("a")))
+        await sink.write(written(make_answer("a", modalities=["text", "voice"], emotion="fear", revision=2)))
         trend = redis.hgetall(f"{settings.redis_prefix}trend:2026-03-01T12:30:tests")
         assert trend == {"joy": "0", "fear": "1"}
 
@@ -176,8 +251,8 @@ class TestRedis:
         with redis.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{settings.redis_prefix}emotions")
             await_true(lambda: redis.pubsub_numsub(f"{settings.redis_prefix}emotions")[0][1] == 1, within_s=5)
-            await sink.write([make_answer("a")])
-            await sink.write([make_answer("a"), make_answer("b")])
+            await sink.write(written(make_answer("a")))
+            await sink.write(written(make_answer("a"), make_answer("b")))
             heard = [channel.get_message(timeout=2) for _ in range(3)]  # the first is the subscription's own
             assert [decode_emotion(m["data"].encode()).post_id for m in heard if m] == ["a", "b"]
             assert channel.get_message(timeout=0.2) is None
@@ -187,7 +262,7 @@ class TestRedis:
     ) -> None:
         redis.set(f"{settings.redis_prefix}emotion:b", "not ours")
         with pytest.raises(RecordRefused) as refused:
-            await sink.write([make_answer("a"), make_answer("b"), make_answer("c")])
+            await sink.write(written(make_answer("a"), make_answer("b"), make_answer("c")))
         assert refused.value.position == 1
 
     async def test_a_shared_key_of_another_type_stores_nothing(
@@ -195,13 +270,13 @@ class TestRedis:
     ) -> None:
         redis.set(f"{settings.redis_prefix}recent", "not ours")
         with pytest.raises(SinkUnavailable, match="belongs to somebody else"):
-            await sink.write([make_answer("a")])
+            await sink.write(written(make_answer("a")))
         assert not redis.exists(f"{settings.redis_prefix}emotion:a")
 
     async def test_flushed_scripts_are_loaded_again(self, sink: RedisSink, redis: Redis, settings: Settings) -> None:
-        await sink.write([make_answer("a")])
+        await sink.write(written(make_answer("a")))
         redis.script_flush()
-        await sink.write([make_answer("b")])
+        await sink.write(written(make_answer("b")))
         assert redis.exists(f"{settings.redis_prefix}emotion:b")
 
 
@@ -211,12 +286,12 @@ class TestKafka:
     async def test_a_producer_that_died_while_idle_is_replaced(self, settings: Settings) -> None:
         writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka)
         sink = KafkaSink(writer)
-        await sink.write([make_answer("a")])
+        await sink.write(written(make_answer("a")))
         await writer._producer._sender.close()  # its task is gone, and nobody was told
         await writer._producer.stop()
         with pytest.raises(SinkUnavailable):
-            await sink.write([make_answer("b")])
-        await sink.write([make_answer("b")])
+            await sink.write(written(make_answer("b")))
+        await sink.write(written(make_answer("b")))
         await sink.close()
         received = collect(settings, lambda records: {b"a", b"b"} <= {r.key for r in records}, within_s=20)
         assert {record.key for record in received} == {b"a", b"b"}
@@ -225,7 +300,7 @@ class TestKafka:
         sink = KafkaSink(KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka))
         large = make_answer("large", flags=[uuid.uuid4().hex * 40_000])
         with pytest.raises(RecordRefused) as refused:
-            await sink.write([make_answer("a"), large, make_answer("c")])
+            await sink.write(written(make_answer("a"), large, make_answer("c")))
         assert refused.value.position == 1
         await sink.close()
 
@@ -253,15 +328,16 @@ class TestDeadLetters:
     async def test_a_letter_too_large_for_kafka_is_cut_and_says_so(self, settings: Settings) -> None:
         writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka)
         sink = KafkaDeadLetters(writer)
-        value = uuid.uuid4().bytes * (1024 * 1024 // 16)
+        value = uuid.uuid4().bytes * (MOST_REQUEST_BYTES // 16)
         why = DeadLetterHeaders(reason="too_large", error="big", origin="posts/0/0", failed_at=INGESTED)
-        small = DeadLetter(b"s", b"small", (), why)
-        await sink.write([small, DeadLetter(b"k", value, (), why)])
+        small, clip = DeadLetter(b"s", b"small", (), why), DeadLetter(b"c", value[:MOST_CLIP_BYTES], (), why)
+        await sink.write([small, DeadLetter(b"k", value, (), why), clip])
         await sink.close()
-        received = collect(settings, lambda records: {b"s", b"k"} <= {r.key for r in records}, within_s=20)
-        cut = next(record for record in received if record.key == b"k")
-        assert cut.value == value[: 512 * 1024]
-        assert cut.headers["error"] == b"big (kept are the first 524288 of 1048576 bytes)"
+        received = collect(settings, lambda records: {b"s", b"k", b"c"} <= {r.key for r in records}, within_s=20)
+        letters = {record.key: record for record in received}
+        assert letters[b"k"].value == value[: 512 * 1024]
+        assert letters[b"k"].headers["error"] == b"big (kept are the first 524288 of 1114112 bytes)"
+        assert letters[b"c"].value == value[:MOST_CLIP_BYTES], "the largest clip is kept whole"
 
 
 async def test_redis_that_comes_back_empty_is_written_to_again() -> None:
@@ -269,10 +345,10 @@ async def test_redis_that_comes_back_empty_is_written_to_again() -> None:
     port = free_port(0)
     sink = RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
     with running_redis(port):
-        await sink.write([make_answer("a")])
+        await sink.write(written(make_answer("a")))
     with pytest.raises(SinkUnavailable):
-        await sink.write([make_answer("b")])
+        await sink.write(written(make_answer("b")))
     with running_redis(port), Redis(host="127.0.0.1", port=port) as redis:
-        await sink.write([make_answer("c")])
+        await sink.write(written(make_answer("c")))
         assert redis.keys("emotion:*") == [b"emotion:c"]
     await sink.close()
