@@ -3,7 +3,7 @@
 The map of the house, who calls whom:
 
     cli ──▶ options, settings            the command line; the only reader of the environment
-     ├────▶ demo ──▶ stack               embedded broker and Redis for a laptop, a demonstration on them
+     ├────▶ demo ──▶ demo_play, stack    embedded broker and Redis for a laptop, a demonstration on them
      └────▶ worker ──▶ app               one stream worker: wires everything below, runs it, ends it
                         │ Faust events
                         ▼

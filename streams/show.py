@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.text import Text
 
 from emostream.connectors.messages import Emotion
+from emostream.model.samples import FLAG_CLIP_MISSING, FUSED, MODALITIES, TEXT, VOICE
 
 EMOTION_STYLES = {
     "anger": "bright_red",
@@ -16,8 +17,13 @@ EMOTION_STYLES = {
     "surprise": "bright_cyan",
 }
 
-_EMOTION_CELLS, _CONFIDENCE_CELLS, _BAR_CELLS = 9, 5, 10
-_ANSWER_CELLS = 2 + _EMOTION_CELLS + _CONFIDENCE_CELLS + 1 + _BAR_CELLS + len("  truncated")
+PATH_MARKS = {TEXT: "", VOICE: "♪", FUSED: "+♪"}
+"""What an answer rests on, as a line shows it: nothing for a text, notes for a voice."""
+
+_MARKS = {MODALITIES[path]: mark for path, mark in PATH_MARKS.items()}
+
+_MARK_CELLS, _EMOTION_CELLS, _CONFIDENCE_CELLS, _BAR_CELLS = 3, 9, 5, 10
+_ANSWER_CELLS = 2 + _MARK_CELLS + _EMOTION_CELLS + _CONFIDENCE_CELLS + 1 + _BAR_CELLS + len(f"  {FLAG_CLIP_MISSING}")
 _FEWEST_TEXT_CELLS = 32
 """A post's id as `publish` makes it."""
 
@@ -28,16 +34,22 @@ def text_cells(console: Console) -> int:
 
 
 def answer_line(answer: Emotion, text: str | None = None, *, text_cells: int) -> Text:
-    """Return one aligned line: the post (its text where known, else its id), the emotion, the confidence."""
+    """Return one aligned line.
+
+    It shows the post (its text where known, else its id), what the answer rests on, the emotion, the confidence, what
+    to know about it, and which revision it is, if it is not the first.
+    """
+    notes = [*answer.flags, *([f"revision {answer.revision}"] if answer.revision > 1 else [])]
     style = EMOTION_STYLES[answer.emotion]
     filled = round(answer.confidence * _BAR_CELLS)
     return Text.assemble(
         _cells(text if text is not None else answer.post_id, text_cells),
         "  ",
+        (_cells(_MARKS[tuple(answer.modalities)], _MARK_CELLS), "dim"),
         (_cells(answer.emotion, _EMOTION_CELLS), style),
         f"{answer.confidence:{_CONFIDENCE_CELLS}.2f} ",
         ("█" * filled + "░" * (_BAR_CELLS - filled), style),
-        (f"  {' '.join(answer.flags)}", "dim"),
+        (f"  {' '.join(notes)}", "dim"),
     )
 
 

@@ -89,7 +89,7 @@ def measure_stream(worker: RunningWorker, texts: list[str]) -> float:
 
 def stage_seconds(worker: RunningWorker) -> dict[str, float]:
     """Return the seconds spent in each stage so far, summed over batches."""
-    stages = ("score", "tokenise", "forward", "kafka", "redis")
+    stages = ("look_up", "score", "prepare", "forward", "kafka", "redis")
     return {stage: worker.metric("emostream_stage_seconds_sum", stage=stage) for stage in stages}
 
 

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
 
-from emostream.model.samples import LABELS
-from emostream.streams.metrics import Metrics
+from emostream.model.samples import LABELS, MODALITIES
+from emostream.streams.frames import LANES
+from emostream.streams.metrics import JOIN_OUTCOMES, STAGES, Metrics
 from emostream.streams.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+COMPOSE_TEXT = (DEPLOY / "compose.yaml").read_text()
+COMPOSE = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
 WORKERS = ("worker", "worker-gpu")
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/emostream.json").read_text())
@@ -34,12 +37,28 @@ ALERTS = [
 SERIES_OF = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
 """What Prometheus calls the series of a metric, by its type."""
 
+GIVEN_LABELS = {"job", "instance", "le"}
+"""Labels that Prometheus and histograms add."""
+
+VALUES_OF = {"stage": STAGES, "lane": LANES, "path": MODALITIES, "emotion": LABELS}
+"""Labels that have the same values in every metric."""
+
+WAIT_OUTCOME = ("emostream_join_wait_seconds_count", "outcome")
+"""`outcome` of late halves has other values."""
+
 
 def declared_metrics() -> dict[str, set[str]]:
     """Return each metric of the code with the names of its series."""
     registry = CollectorRegistry()
     Metrics(registry)
     return {family.name: {family.name + suffix for suffix in SERIES_OF[family.type]} for family in registry.collect()}
+
+
+def declared_labels() -> dict[str, set[str]]:
+    """Return the labels of each series, without those that Prometheus adds."""
+    made = [metric for metric in vars(Metrics(CollectorRegistry())).values() if isinstance(metric, MetricWrapperBase)]
+    labels = {metric.describe()[0].name: set(metric._labelnames) for metric in made}
+    return {series: labels[name] for name, all_series in declared_metrics().items() for series in all_series}
 
 
 def dashboard_expressions() -> Iterator[str]:
@@ -73,6 +92,25 @@ def test_dashboard_and_alerts_use_metrics_that_exist() -> None:
     assert used - known == set()
 
 
+def test_selectors_name_labels_and_values_that_exist() -> None:
+    labels = declared_labels()
+    for expression in [*dashboard_expressions(), *(rule["expr"] for rule in ALERTS)]:
+        for series, selector in re.findall(r"\b(emostream_[a-z0-9_]+)\{([^}]*)\}", expression):
+            if series == "emostream_model_info":  # an Info's labels come with its value
+                continue
+            for label, value in re.findall(r'(\w+)=~?"([^"]*)"', selector):
+                assert label in labels[series] | GIVEN_LABELS, expression
+                values = JOIN_OUTCOMES if (series, label) == WAIT_OUTCOME else VALUES_OF.get(label)
+                assert values is None or set(value.split("|")) <= set(values), expression
+
+
+def test_sums_keep_labels_that_exist() -> None:
+    labels = declared_labels()
+    for expression in [*dashboard_expressions(), *(rule["expr"] for rule in ALERTS)]:
+        for kept, series in re.findall(r"sum by \(([^)]*)\) \(\w+\((emostream_[a-z0-9_]+)", expression):
+            assert set(kept.split(", ")) <= labels[series] | GIVEN_LABELS, expression
+
+
 # Dashboard
 
 
@@ -90,6 +128,21 @@ def test_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
         assert target["datasource"]["uid"] == "${datasource}"
         assert "rate(" not in target["expr"] or "[$__rate_interval]" in target["expr"]
         assert "emostream_" not in target["expr"] or 'instance=~"$instance"' in target["expr"]
+
+
+def test_legends_name_what_tells_lines_apart() -> None:
+    labels = declared_labels()
+    for panel in PANELS:
+        for target in panel["targets"]:
+            expression = target["expr"]
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            if sums := re.findall(r"sum(?: by \(([^)]*)\))? ?\(", expression):
+                left = set(sums[0].split(", ")) - {"le", ""}
+            elif series := re.match(r"emostream_\w+", expression):
+                left = labels[series[0]] | {"instance"}
+            else:
+                continue
+            assert target["legendFormat"] == "__auto" or shown == left, panel["title"]
 
 
 def test_panels_do_not_overlap() -> None:
@@ -219,6 +272,16 @@ def test_worker_finds_kafka_and_redis(name: str) -> None:
     assert f"INTERNAL://{environment['EMOSTREAM_KAFKA']}" in listeners
     assert f"HOST://{Settings.model_fields['kafka'].default}" in listeners
     assert environment["EMOSTREAM_REDIS"].startswith("redis://redis:6379/")
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_worker_and_nobody_else_creates_topics(name: str) -> None:
+    """Posts and clips meet only where both topics have the same number of partitions, which the worker sees to."""
+    assert SERVICES["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert Settings.model_fields["create_topics"].default is True
+    changed = {"EMOSTREAM_CREATE_TOPICS", "EMOSTREAM_PARTITIONS", "EMOSTREAM_POSTS_TOPIC", "EMOSTREAM_CLIPS_TOPIC"}
+    assert not changed & SERVICES[name]["environment"].keys()
+    assert f"as many partitions as posts ({Settings.model_fields['partitions'].default})" in COMPOSE_TEXT
 
 
 def test_gpu_worker_comes_only_when_asked_for() -> None:

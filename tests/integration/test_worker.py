@@ -33,7 +33,7 @@ from emostream.streams.stack import Stack
 
 def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: RunningWorker) -> None:
     worker = shared_worker
-    before = {name: worker.metric(name) for name in ("emostream_posts_in_total", "emostream_posts_out_total")}
+    before = {name: worker.metric(name) for name in ("emostream_records_in_total", "emostream_answers_total")}
     posts = make_posts(120)
     publish(worker.settings, posts)
     records = collect_answers(worker.settings, {post.id for post in posts})
@@ -52,12 +52,10 @@ def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: Runnin
         for post in posts:
             stored_answer = decode_emotion(redis.hget(f"{prefix}emotion:{post.id}", "answer").encode())
             assert stored_answer == answers[post.id]
-    await_true(lambda: counted_posts(worker.settings) == worker.metric("emostream_posts_out_total"), within_s=20)
-    await_true(
-        lambda: worker.metric("emostream_posts_out_total") - before["emostream_posts_out_total"] == 120, within_s=10
-    )
-    assert worker.metric("emostream_posts_in_total") - before["emostream_posts_in_total"] == 120
-    assert worker.metric("emostream_latency_seconds_count") >= 120
+    await_true(lambda: counted_posts(worker.settings) == worker.metric("emostream_answers_total"), within_s=20)
+    await_true(lambda: worker.metric("emostream_answers_total") - before["emostream_answers_total"] == 120, within_s=10)
+    assert worker.metric("emostream_records_in_total") - before["emostream_records_in_total"] == 120
+    assert worker.metric("emostream_latency_seconds_count", path="text") >= 120
     assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == 0
     assert worker.get("/healthz")[0] == 200
     assert worker.get("/readyz")[0] == 200
@@ -104,10 +102,10 @@ def test_a_killed_gpu_worker_loses_no_post_and_needs_no_restart(shared_worker: R
     worker = shared_worker
     (child,) = worker.children()
     died = worker.metric("emostream_gpu_worker_restarts_total", cause="died")
-    answered = worker.metric("emostream_posts_out_total")
+    answered = worker.metric("emostream_answers_total")
     posts = make_posts(1500)
     publish(worker.settings, posts)
-    await_true(lambda: worker.metric("emostream_posts_out_total") > answered, within_s=60)
+    await_true(lambda: worker.metric("emostream_answers_total") > answered, within_s=60)
     os.kill(child, signal.SIGKILL)
     records = collect_answers(worker.settings, {post.id for post in posts})
     assert {record.key.decode() for record in records} == {post.id for post in posts}
@@ -128,7 +126,7 @@ def test_a_worker_that_ends_in_mid_stream_loses_nothing(settings: Settings, numb
     posts = make_posts(2000)
     with running_worker(settings, tmp_path / "first") as first:
         publish(settings, posts)
-        await_true(lambda: first.metric("emostream_posts_out_total") > 100, within_s=60)
+        await_true(lambda: first.metric("emostream_answers_total") > 100, within_s=60)
         code = first.end(number)
     assert code == (0 if number == signal.SIGTERM else -number)
     with running_worker(settings, tmp_path / "second"):
@@ -148,7 +146,7 @@ def test_a_second_worker_joins_and_leaves(settings: Settings, tmp_path) -> None:
         with running_worker(settings, tmp_path / "second") as second:
             publish(settings, posts[1200:])
             await_true(
-                lambda: second.metric("emostream_posts_out_total") > 50,
+                lambda: second.metric("emostream_answers_total") > 50,
                 within_s=60,
                 what=lambda: second.log.read_text()[-2000:],
             )
@@ -232,4 +230,4 @@ def test_a_worker_whose_pipeline_fails_ends_with_an_error(settings: Settings, tm
     assert done.returncode == 1
     assert "nobody foresaw this" in done.stderr
     with running_worker(settings, tmp_path / "log") as worker:
-        await_true(lambda: worker.metric("emostream_posts_out_total") == 50, within_s=60)
+        await_true(lambda: worker.metric("emostream_answers_total") == 50, within_s=60)

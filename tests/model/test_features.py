@@ -37,8 +37,8 @@ def test_mel_and_chroma_are_librosas(recordings: list[Recording]) -> None:
     images = SpeechImages("both")
     for recording in recordings:
         wave = recording.waveform
-        mel = images.mel(torch.from_numpy(wave)[None])[0].numpy()
-        chroma = images.chroma(torch.from_numpy(wave)[None])[0].numpy()
+        mel = images.mel(torch.from_numpy(wave)[None])[0].numpy().T
+        chroma = images.chroma(torch.from_numpy(wave)[None])[0].numpy().T
         expected_mel = librosa.feature.melspectrogram(y=wave, sr=SAMPLE_RATE_HZ, **MEL)
         expected_chroma = librosa.feature.chroma_stft(
             y=wave, sr=SAMPLE_RATE_HZ, tuning=0, n_fft=2048, hop_length=CHROMA_HOP_SAMPLES
