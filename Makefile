@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-scorer bench-features clean
+.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-scorer bench-features ablation clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,10 @@ bench-scorer: install ## The bare model: texts and recordings a second, by preci
 
 bench-features: install ## Images of speech: ours beside librosa, clip by clip
 	$(BIN)/python tests/bench/bench_features.py
+
+ablation: install ## What each choice of the recipe is worth, in short trainings: make ablation DATA=folder
+	$(BIN)/python tests/bench/ablate.py --stage text --data $(DATA)
+	$(BIN)/python tests/bench/ablate.py --stage voice --data $(DATA)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -126,7 +126,7 @@ def _power(wave_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
     """
     fft = len(window)
     padded_BS = functional.pad(wave_BS, (fft // 2, fft // 2))
-    spectrum_BFQ = torch.fft.rfft(padded_BS.unfold(1, fft, hop) * window)
+    spectrum_BFQ: Tensor = torch.fft.rfft(padded_BS.unfold(1, fft, hop) * window)
     return (spectrum_BFQ * spectrum_BFQ.conj()).real  # a tenth of the time that abs() takes
 
 
