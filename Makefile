@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-scorer bench-features ablation clean
+.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-lanes bench-scorer bench-features ablation clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ docs: install ## Write the table of settings in the README anew
 
 bench: install ## Posts per second: the bare model, and from posts to emotions and Redis
 	$(BIN)/python tests/bench/bench_pipeline.py
+
+bench-lanes: install ## Latency of texts with and without a burst of minute-long clips
+	$(BIN)/python tests/bench/bench_lanes.py
 
 bench-scorer: install ## The bare model: texts and recordings a second, by precision and group size
 	$(BIN)/python tests/bench/bench_scorer.py

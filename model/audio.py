@@ -8,7 +8,7 @@ import ctypes
 import functools
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ from av.stream import Discard
 from numpy.typing import NDArray
 
 from emostream.model.errors import AudioError
+from emostream.model.steps import exhaust
 
 SAMPLE_RATE_HZ = 16_000
 """Rate of every waveform here: speech has nothing to say above 8 kHz that a model of emotion was trained to
@@ -62,6 +63,10 @@ LEAST_SHARE = 0.95
 """A recording that ends before this share of the length its header declares, less `_ROUNDING_S`, has lost
 something. Padding and rounded time stamps are far from it."""
 
+_STEP_SECONDS = 10.0
+"""Sound decoded without a pause: 20 ms of work for Opus, the slowest to decode."""
+
+_STEP_SAMPLES = round(_STEP_SECONDS * SAMPLE_RATE_HZ)
 _ROUNDING_S = 0.1
 _MOST_SAMPLES = round(MOST_SECONDS * SAMPLE_RATE_HZ)
 _HEAD_BYTES = 65_536
@@ -122,6 +127,11 @@ def decode_recording(source: bytes | Path) -> Recording:
         AudioError: There is nothing to hear; its `reason` says why.
         OSError: The file cannot be read.
     """
+    return exhaust(decode_in_steps(source))
+
+
+def decode_in_steps(source: bytes | Path) -> Generator[None, None, Recording]:
+    """Decode as `decode_recording` does, and pause after every `_STEP_SECONDS` of sound: others get their turn."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if not head:
@@ -129,7 +139,7 @@ def decode_recording(source: bytes | Path) -> Recording:
         _check_wav_rate(head)
         file.seek(0)
         try:
-            waveform, damaged = _decode(file, open_ended=_is_open_ended_wav(head))
+            waveform, damaged = yield from _decode(file, open_ended=_is_open_ended_wav(head))
         except av.FFmpegError as error:
             raise AudioError("audio_undecodable", f"no recording that can be read: {error.strerror}") from error
     truncated = waveform.size > _MOST_SAMPLES
@@ -177,19 +187,22 @@ def _is_open_ended_wav(head: bytes) -> bool:
     return head[:4] == b"RIFF" and at > 0 and (length_bytes == 0 or length_bytes >= _UNKNOWN_LENGTH_BYTES)
 
 
-def _decode(file: BinaryIO, *, open_ended: bool) -> tuple[NDArray[np.float32], bool]:
-    """Return the waveform, up to a frame longer than `MOST_SECONDS`, and whether something of it was lost."""
+def _decode(file: BinaryIO, *, open_ended: bool) -> Generator[None, None, tuple[NDArray[np.float32], bool]]:
+    """Return in steps the waveform, up to a frame longer than `MOST_SECONDS`, and whether something of it was lost."""
     _bound_allocations()
     with av.open(file, mode="r", container_options=_OPTIONS, metadata_errors="replace") as container:
         stream = _audio_stream(container)
         decoding = _Decoding(container, stream, open_ended=open_ended)
         blocks: list[NDArray[np.float32]] = []
-        samples = 0
+        samples = paused_at = 0
         for block in decoding.blocks():
             blocks.append(block)
             samples += block.size
             if samples > _MOST_SAMPLES:
                 break
+            if samples - paused_at >= _STEP_SAMPLES:
+                paused_at = samples
+                yield
         else:
             decoding.damaged |= _ends_early(container, stream, seconds=samples / SAMPLE_RATE_HZ)
             decoding.damaged |= container.format.name == "ogg" and not _ends_with_last_page(file)

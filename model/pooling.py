@@ -7,7 +7,6 @@ Legend: N items, W windows, S samples, D width of a pooled text, V of a pooled r
 
 import time
 from collections.abc import Generator, Sequence
-from typing import TypeVar
 
 import msgspec
 import torch
@@ -17,6 +16,7 @@ from emostream.model.batching import cut_by_cost, pad_rows
 from emostream.model.device import autocast
 from emostream.model.features import HOP_SAMPLES, MOST_FRAMES, ClipWindows, stack_windows
 from emostream.model.network import TextBranch, VoiceBranch
+from emostream.model.steps import exhaust
 from emostream.model.tokenise import Windows
 
 MOST_PADDED_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -28,8 +28,6 @@ leave the cache). A GPU wants tens of thousands to be busy at all; that figure i
 MOST_SAMPLES = {"cpu": 4 * MOST_FRAMES * HOP_SAMPLES, "cuda": 512 * MOST_FRAMES * HOP_SAMPLES}
 """Samples of one forward pass of the voice branch: four of the longest windows on a CPU, where more are no faster, and
 texts that come meanwhile wait for no more than these."""
-
-Result = TypeVar("Result")
 
 
 class Compute(msgspec.Struct, frozen=True):
@@ -93,16 +91,6 @@ def pool_clips_in_steps(
             seconds += time.perf_counter() - started
             yield
     return mean_over_windows(pooled_WV, owners_W, len(clips)), seconds
-
-
-def exhaust(steps: Generator[None, None, Result]) -> Result:
-    """Take every step at once, and return what the last one returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def mean_over_windows(pooled_WD: Tensor, owners_W: Tensor, items: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emostream.model.audio import decode_recording
+from emostream.model.audio import Recording, decode_in_steps
 from emostream.model.errors import AudioError
 from emostream.model.samples import BatchOutcome, Outcome, Query, Scored, Unscorable
 from emostream.model.scorer import EmotionScorer, Item, PreparedBatch
@@ -31,9 +31,11 @@ class PreparedQueries(msgspec.Struct, frozen=True, eq=False):
     scored: tuple[bool, ...]
 
 
-def prepare_queries(scorer: EmotionScorer, queries: Sequence[Query]) -> PreparedQueries:
-    """Decode clips, tokenise texts; may run in threads of its own, next to `answer_in_steps`."""
-    read = [_read(query) for query in queries]
+def prepare_in_steps(scorer: EmotionScorer, queries: Sequence[Query]) -> Generator[None, None, PreparedQueries]:
+    """Decode clips, tokenise texts, pausing after some seconds of sound; may run in threads of its own."""
+    read: list[tuple[Item | None, Unscorable | None]] = []
+    for query in queries:
+        read += [(yield from _read(query))]
     return PreparedQueries(
         batch=scorer.prepare([item for item, _ in read if item is not None]),
         faults=tuple(fault for _, fault in read),
@@ -56,12 +58,13 @@ def answer_in_steps(scorer: EmotionScorer, prepared: PreparedQueries) -> Generat
     return msgspec.structs.replace(computed, outcomes=tuple(answers))
 
 
-def _read(query: Query) -> tuple[Item | None, Unscorable | None]:
-    """Return what is to be scored of a query, and what is wrong with its clip."""
-    recording = fault = None
+def _read(query: Query) -> Generator[None, None, tuple[Item | None, Unscorable | None]]:
+    """Return, in steps, what is to be scored of a query, and what is wrong with its clip."""
+    recording: Recording | None = None
+    fault: Unscorable | None = None
     if query.clip is not None:
         try:
-            recording = decode_recording(query.clip)
+            recording = yield from decode_in_steps(query.clip)
         except AudioError as error:
             fault = Unscorable(error.reason, str(error))
         else:

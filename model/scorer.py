@@ -23,7 +23,7 @@ from emostream.model.device import choose_device, choose_precision, precision_na
 from emostream.model.errors import CheckpointError
 from emostream.model.features import ClipWindows, cut_windows
 from emostream.model.language import LanguageDetector
-from emostream.model.pooling import Compute, exhaust, pool_clips_in_steps, pool_texts
+from emostream.model.pooling import Compute, pool_clips_in_steps, pool_texts
 from emostream.model.samples import (
     ATTRIBUTES,
     FLAG_LANGUAGE,
@@ -43,6 +43,7 @@ from emostream.model.samples import (
     Scored,
     Unscorable,
 )
+from emostream.model.steps import exhaust
 from emostream.model.tokenise import Windows
 
 _WARM_UP_TEXTS = ("ok", "what a day " * 6, "nobody saw that coming " * 40)

@@ -1,8 +1,8 @@
 """The GPU worker's process: owns the device, scores batches. Started by `gpu_worker`, never imported by it.
 
-Batches come in two lanes, texts and clips; each is answered in order. A thread reads requests, a thread per lane makes
-its next batch ready (tokenises, decodes) while the main thread has the device compute: a batch of texts, a few seconds
-of audio, a batch of texts … The process ends when the socket to its parent closes, whatever it is doing.
+Batches come in two lanes, texts and clips; each is answered in order. A thread reads requests, another makes the next
+batch ready while the main thread has the device compute, in turn: a batch of texts, a few seconds of audio, a batch of
+texts … The process ends when the socket to its parent closes, whatever it is doing.
 """
 
 import logging
@@ -12,13 +12,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from emostream.model.samples import BatchOutcome
+from emostream.model.samples import BatchOutcome, Query
 from emostream.streams.frames import (
     LANES,
     LENGTH_BYTES,
@@ -35,7 +35,6 @@ from emostream.streams.frames import (
 )
 
 if TYPE_CHECKING:
-    from emostream.model.queries import PreparedQueries
     from emostream.model.scorer import EmotionScorer
 
 _log = logging.getLogger(__name__)
@@ -53,55 +52,93 @@ def serve(options: ScorerOptions, parent: socket.socket) -> None:
         return
     parent.sendall(encode_frame(Ready(info=scorer.info)))
     arrival = threading.Semaphore(0)
-    lanes = {lane: _LaneQueue(scorer, arrival) for lane in LANES}
+    # On a CPU a decoder beside the model takes a core from it, and its threads wait for each other: clips are decoded
+    # in turn with everything else. Tokenising is too little work for that.
+    lanes = {lane: _LaneQueue(scorer, arrival, ahead=lane == "texts" or scorer.info.device != "cpu") for lane in LANES}
     threading.Thread(target=_read_requests, args=(parent, lanes), daemon=True).start()
     _compute_in_turn(scorer, parent, lanes, arrival)
 
 
-class _LaneQueue:
-    """The batches of one lane: as they were sent, and ready for the device."""
+Steps = Generator[None, None, BatchOutcome]
 
-    def __init__(self, scorer: "EmotionScorer", arrival: threading.Semaphore) -> None:
+
+class _LaneQueue:
+    """The batches of one lane: as they were sent, and as steps to their answers.
+
+    Args:
+        scorer: The model.
+        arrival: Told of each batch that can be begun.
+        ahead: Make batches ready (tokenise, decode) in a thread, while others are computed; else as their first steps.
+    """
+
+    def __init__(self, scorer: "EmotionScorer", arrival: threading.Semaphore, *, ahead: bool) -> None:
         self._scorer = scorer
         self._arrival = arrival
+        self._ahead = ahead
         self._sent: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._ready: queue.Queue[tuple[int, PreparedQueries | Exception]] = queue.Queue(_PREPARED_AHEAD)
-        threading.Thread(target=self._prepare, daemon=True).start()
+        self._ready: queue.Queue[tuple[int, Steps]] = queue.Queue(_PREPARED_AHEAD if ahead else 0)
+        if ahead:
+            threading.Thread(target=self._prepare, daemon=True).start()
 
     def add(self, request: Request) -> None:
         """Add what was sent."""
-        self._sent.put(request)
+        if self._ahead:
+            self._sent.put(request)
+        else:
+            self._add_ready(request.id, _whole(self._scorer, request.queries))
 
-    def next_ready(self) -> "tuple[int, PreparedQueries | Exception] | None":
-        """Return the next batch that is ready, if there is one."""
+    def next_ready(self) -> "tuple[int, Steps] | None":
+        """Return the number and the steps of the next batch, if there is one."""
         try:
             return self._ready.get_nowait()
         except queue.Empty:
             return None
 
     def _prepare(self) -> None:
-        from emostream.model.queries import prepare_queries
-
         while True:
             request = self._sent.get()
-            prepared: PreparedQueries | Exception
             try:
-                prepared = prepare_queries(self._scorer, request.queries)
+                steps = _rest(self._scorer, request.queries)
             except Exception as error:  # noqa: BLE001  # answered as a fault, in its place in the order
-                prepared = error
-            self._ready.put((request.id, prepared))
-            self._arrival.release()
+                steps = _raising(error)
+            self._add_ready(request.id, steps)
+
+    def _add_ready(self, request_id: int, steps: Steps) -> None:
+        self._ready.put((request_id, steps))
+        self._arrival.release()
+
+
+def _whole(scorer: "EmotionScorer", queries: Sequence[Query]) -> Steps:
+    """Make a batch ready and answer it, in steps."""
+    from emostream.model.queries import answer_in_steps, prepare_in_steps
+
+    prepared = yield from prepare_in_steps(scorer, queries)
+    return (yield from answer_in_steps(scorer, prepared))
+
+
+def _rest(scorer: "EmotionScorer", queries: Sequence[Query]) -> Steps:
+    """Make a batch ready now, and return the steps to its answer."""
+    from emostream.model.queries import answer_in_steps, prepare_in_steps
+    from emostream.model.steps import exhaust
+
+    return answer_in_steps(scorer, exhaust(prepare_in_steps(scorer, queries)))
+
+
+def _raising(error: Exception) -> Steps:
+    """Raise an error where a batch's steps would be taken."""
+    yield from ()
+    raise error
 
 
 def _compute_in_turn(
     scorer: "EmotionScorer", parent: socket.socket, lanes: dict[Lane, _LaneQueue], arrival: threading.Semaphore
 ) -> None:
     """Give each lane a step of its batch in turn, for ever; wait while no lane has one."""
-    under_way: dict[Lane, tuple[int, Generator[None, None, BatchOutcome]]] = {}
+    under_way: dict[Lane, tuple[int, Steps]] = {}
     while True:
         for lane, waiting in lanes.items():
             if lane not in under_way and (ready := waiting.next_ready()) is not None:
-                under_way[lane] = ready[0], _steps(scorer, ready[1])
+                under_way[lane] = ready
             if lane in under_way and (reply := _step(scorer, *under_way[lane])) is not None:
                 del under_way[lane]
                 parent.sendall(encode_frame(reply))
@@ -109,15 +146,7 @@ def _compute_in_turn(
             arrival.acquire()
 
 
-def _steps(scorer: "EmotionScorer", prepared: "PreparedQueries | Exception") -> Generator[None, None, BatchOutcome]:
-    from emostream.model.queries import answer_in_steps
-
-    if isinstance(prepared, Exception):
-        raise prepared
-    return (yield from answer_in_steps(scorer, prepared))
-
-
-def _step(scorer: "EmotionScorer", request_id: int, steps: Generator[None, None, BatchOutcome]) -> Reply | Fault | None:
+def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fault | None:
     """Take one step of a batch, and return its reply after the last; the only place where any exception is caught."""
     try:
         next(steps)

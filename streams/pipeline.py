@@ -32,6 +32,10 @@ _DEATHS_BEFORE_SPLIT = 2
 """A GPU worker that died so often while it had one batch and no other was killed by it: the batch is split from then
 on. Each time it had scored its warm-up items before, so the device is sound."""
 
+_BATCHES_SCORED = 2
+"""Batches of a lane that are with the GPU worker: one is computed while the next is made ready. What comes meanwhile is
+better off in the batcher, where it joins a fuller batch, than in a row of small ones."""
+
 _LONGEST_RETRY_PAUSE_S = 10.0
 """Pauses between writes to a sink that is away are random up to a bound, which doubles up to this: short enough to be
 back soon after it is."""
@@ -125,15 +129,23 @@ class Pipeline:
 
     async def run(self, lane: Lane, batcher: Batcher, *, batches_in_flight: int) -> None:
         """Carry a lane's batches until cancelled, several at a time, so that one is scored while others are written."""
-        slots = asyncio.Semaphore(batches_in_flight)
+        slots, scoring = asyncio.Semaphore(batches_in_flight), asyncio.Semaphore(_BATCHES_SCORED)
         async with asyncio.TaskGroup() as carriers:
             while True:
                 await slots.acquire()
+                await scoring.acquire()
                 batch = await batcher.take()
-                carriers.create_task(self.carry(lane, batch)).add_done_callback(lambda _: slots.release())
+                carrier = carriers.create_task(self.carry(lane, batch, scored=scoring.release))
+                carrier.add_done_callback(lambda _: slots.release())
 
-    async def carry(self, lane: Lane, batch: Batch) -> None:
-        """Carry one batch all the way. Returns when every record of it is answered or dead, and acknowledged."""
+    async def carry(self, lane: Lane, batch: Batch, *, scored: Callable[[], None] = lambda: None) -> None:
+        """Carry one batch all the way. Returns when every record of it is answered or dead, and acknowledged.
+
+        Args:
+            lane: Which batches it goes with.
+            batch: The items.
+            scored: Told when the model has done its part.
+        """
         with self._metrics.batches_in_flight.labels(lane).track_inprogress():
             self._observe_arrival(lane, batch)
             # 1. Ask what is known of each id: of halves that stand alone, the other may have been answered before.
@@ -141,6 +153,7 @@ class Pipeline:
             # 2. Score. What is neither post nor clip goes past the model, and so does what is answered well enough.
             open_ = [question for question in questions if not question.settled]
             outcomes = await self._timed(lane, "score", self._score(lane, [question.query for question in open_]))
+            scored()
             # 3. Turn outcomes into answers and dead letters.
             answers, letters = self._sort(batch, questions, dict(zip(map(id, open_), outcomes, strict=True)))
             # 4. Answers to Kafka, confirmed. An answer that Kafka can never take becomes a dead letter.
