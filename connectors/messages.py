@@ -68,10 +68,12 @@ class Clip(Struct, frozen=True):
     Attributes:
         post_id: The post that it belongs to, which may never come.
         audio: The encoded recording: WAV, FLAC, Ogg (Vorbis, Opus), MP3, M4A/AAC or WebM.
+        fault: What is wrong with the record, where it is surely none; the post that it belongs to is to hear of that.
     """
 
     post_id: str
     audio: bytes
+    fault: MalformedRecord | None = None
 
 
 class Attribute(Struct, frozen=True):
@@ -217,8 +219,11 @@ def decode_post(value: bytes | None) -> Post:
 def decode_clip(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Clip:
     """Take a record of `clips` apart. Whether its bytes are a recording shows when they are decoded.
 
+    Returns:
+        The clip; its `fault` has the reason `empty`, `too_large` or `unknown_type`.
+
     Raises:
-        MalformedRecord: With the reason `empty_id`, `too_long`, `not_utf8`, `empty`, `too_large` or `unknown_type`.
+        MalformedRecord: It belongs to no post. With the reason `empty_id`, `too_long` or `not_utf8`.
     """
     if not key:
         raise MalformedRecord("empty_id", "a clip's key is its post's id; this one has none")
@@ -230,14 +235,19 @@ def decode_clip(key: bytes | None, value: bytes | None, headers: Sequence[tuple[
         raise MalformedRecord(
             "too_long", f"an id of {len(post_id)} characters; at most {_MOST_ID_CHARACTERS} are taken"
         )
+    fault = _body_fault(value, headers)
+    return Clip(post_id=post_id, audio=value if value and not fault else b"", fault=fault)
+
+
+def _body_fault(value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> MalformedRecord | None:
     if not value:
-        raise MalformedRecord("empty", "the record has no value")
+        return MalformedRecord("empty", "the record has no value")
     if len(value) > MOST_CLIP_BYTES:
-        raise MalformedRecord("too_large", f"{len(value)} bytes; at most {MOST_CLIP_BYTES} are read")
+        return MalformedRecord("too_large", f"{len(value)} bytes; at most {MOST_CLIP_BYTES} are read")
     for content_type in (content for name, content in headers if name.lower() == CONTENT_TYPE):
         if content_type and not _AUDIBLE.match(content_type):
-            raise MalformedRecord("unknown_type", f"the {CONTENT_TYPE} {content_type[:64]!r} is no recording's")
-    return Clip(post_id=post_id, audio=value)
+            return MalformedRecord("unknown_type", f"the {CONTENT_TYPE} {content_type[:64]!r} is no recording's")
+    return None
 
 
 _AUDIBLE = re.compile(rb"\s*(audio/|video/(webm|mp4|ogg)|application/(ogg|octet-stream))", re.IGNORECASE)

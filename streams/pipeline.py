@@ -82,6 +82,12 @@ class Question(msgspec.Struct, frozen=True):
         )
 
     @property
+    def refused(self) -> bool:
+        """Whether all there is is a clip that is none."""
+        clip = self.item.clip
+        return self.item.post is None and clip is not None and clip.content.fault is not None
+
+    @property
     def settled(self) -> bool:
         """Whether a richer answer stands than can be given: the partner it rests on is no longer at hand."""
         query, known = self.query, self.known
@@ -151,7 +157,7 @@ class Pipeline:
             # 1. Ask what is known of each id: of halves that stand alone, the other may have been answered before.
             questions = await self._timed(lane, "look_up", self._look_up(batch))
             # 2. Score. What is neither post nor clip goes past the model, and so does what is answered well enough.
-            open_ = [question for question in questions if not question.settled]
+            open_ = [question for question in questions if not (question.settled or question.refused)]
             outcomes = await self._timed(lane, "score", self._score(lane, [question.query for question in open_]))
             scored()
             # 3. Turn outcomes into answers and dead letters.
@@ -231,6 +237,12 @@ class Pipeline:
         letters = {fault.record: to_dead_letter(fault.record, fault.content) for fault in faults}
         for question in questions:
             item, outcome = question.item, outcomes.get(id(question))
+            fault = item.clip.content.fault if item.clip is not None else None
+            if fault is not None and isinstance(outcome, Scored):
+                outcome = msgspec.structs.replace(outcome, clip_fault=Unscorable(fault.reason, str(fault)))
+            if question.refused and fault is not None:
+                letters.update({record: to_dead_letter(record, fault) for record in item.records})
+                continue
             if outcome is None:  # the richer answer that stands is this record's answer, too
                 answers.append((item, standing_answer(question.known)))
             elif isinstance(outcome, Unscorable):

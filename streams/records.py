@@ -107,7 +107,7 @@ class Item(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         """What the model is asked."""
         return Query(
             text=self.post.content.text if self.post is not None else None,
-            clip=self.clip.content.audio if self.clip is not None else None,
+            clip=self.clip.content.audio if self.clip is not None and not self.clip.content.fault else None,
         )
 
 
@@ -123,7 +123,7 @@ def decode_posts_record(record: Record, *, clock: Callable[[], float] = time.mon
 
 
 def decode_clips_record(record: Record, *, clock: Callable[[], float] = time.monotonic) -> Taken[Clip] | Item:
-    """Return the clip of a record, or the item of one that can be none."""
+    """Return the clip of a record, or the item of one that belongs to no post."""
     try:
         return Taken(record, decode_clip(record.key, record.value, record.headers), clock())
     except MalformedRecord as fault:

@@ -119,22 +119,28 @@ def test_a_clip_is_its_key_and_its_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "headers", "reason"),
+    ("key", "reason"), [(None, "empty_id"), (b"", "empty_id"), (b"\xff", "not_utf8"), (b"k" * 257, "too_long")]
+)
+def test_a_clip_that_belongs_to_no_post_has_a_reason(key: bytes | None, reason: str) -> None:
+    with pytest.raises(MalformedRecord) as fault:
+        decode_clip(key, b"x", ())
+    assert fault.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "reason"),
     [
-        (None, b"x", (), "empty_id"),
-        (b"", b"x", (), "empty_id"),
-        (b"\xff", b"x", (), "not_utf8"),
-        (b"k" * 257, b"x", (), "too_long"),
-        (b"k", b"", (), "empty"),
-        (b"k", None, (), "empty"),
-        (b"k", b"x" * (MOST_CLIP_BYTES + 1), (), "too_large"),
-        (b"k", b"x", ((CONTENT_TYPE, b"image/png"),), "unknown_type"),
-        (b"k", b"x", ((CONTENT_TYPE, b"\xff\xfe"),), "unknown_type"),
+        (b"", (), "empty"),
+        (None, (), "empty"),
+        (b"x" * (MOST_CLIP_BYTES + 1), (), "too_large"),
+        (b"x", ((CONTENT_TYPE, b"image/png"),), "unknown_type"),
+        (b"x", ((CONTENT_TYPE, b"\xff\xfe"),), "unknown_type"),
     ],
 )
-def test_what_can_be_no_clip_has_a_reason(
-    key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...], reason: str
+def test_what_can_be_no_recording_says_so_to_its_post(
+    value: bytes | None, headers: tuple[tuple[str, bytes], ...], reason: str
 ) -> None:
-    with pytest.raises(MalformedRecord) as fault:
-        decode_clip(key, value, headers)
-    assert fault.value.reason == reason
+    clip = decode_clip(b"k", value, headers)
+    assert (clip.post_id, clip.audio) == ("k", b"")
+    assert clip.fault is not None
+    assert clip.fault.reason == reason

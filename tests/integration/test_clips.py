@@ -20,7 +20,7 @@ from support import (
     running_worker,
 )
 
-from emostream.connectors.messages import Emotion, Post, decode_emotion
+from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, decode_emotion
 from emostream.connectors.reader import Received
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
@@ -59,17 +59,19 @@ def counted(settings: Settings) -> int:
 def test_every_order_of_arrival(settings: Settings, tmp_path: Path) -> None:
     settings = settings.model_copy(update={"join_grace_s": 2.0})
     with running_worker(settings, tmp_path / "log") as worker:
+        unheard = ("broken", "cut", "encrypted", "large")
         # Together, in both orders; a clip and a post that never come; a clip that cannot be heard, one cut short.
         publish_clips(settings, [("clip-first", CLIPS[0])])
-        publish(settings, [announced(id_) for id_ in ("post-first", "clip-first", "no-clip", "broken", "cut")])
+        publish(settings, [announced(id_) for id_ in ("post-first", "clip-first", "no-clip", *unheard)])
         publish_clips(settings, [
             ("post-first", CLIPS[0]), ("no-post", CLIPS[1]), ("broken", b"no recording"), ("cut", CLIPS[2][:-2000]),
+            ("encrypted", random.Random(1).randbytes(20_000)), ("large", CLIPS[0] + bytes(MOST_CLIP_BYTES)),
         ])  # fmt: skip
         publish(
             settings, [Post(id="plain", text="nothing announced", source="tests"), announced("late"), announced("2x")]
         )
         publish_clips(settings, [("2x", CLIPS[0])])
-        first = {"clip-first", "post-first", "no-clip", "no-post", "broken", "cut", "plain", "late", "2x"}
+        first = {"clip-first", "post-first", "no-clip", "no-post", *unheard, "plain", "late", "2x"}
         collect(settings, lambda so_far: first <= set(answers_of(settings, so_far)))
         # After the grace: partners that come late, announced or not, and a second clip.
         publish_clips(settings, [("late", CLIPS[1]), ("plain", CLIPS[1]), ("2x", CLIPS[2])])
@@ -94,7 +96,7 @@ def test_every_order_of_arrival(settings: Settings, tmp_path: Path) -> None:
 
     assert shape("clip-first") == shape("post-first") == [(BOTH, 1, [])]
     assert shape("no-clip") == [(["text"], 1, ["clip_missing"])]
-    assert shape("broken") == shape("cut") == [(["text"], 1, ["clip_failed"])]
+    assert all(shape(id_) == [(["text"], 1, ["clip_failed"])] for id_ in unheard)
     assert shape("late") == [(["text"], 1, ["clip_missing"]), (BOTH, 2, [])]
     assert shape("plain") == [(["text"], 1, []), (BOTH, 2, [])]
     assert shape("no-post") == [(["voice"], 1, []), (BOTH, 2, [])]
@@ -106,6 +108,8 @@ def test_every_order_of_arrival(settings: Settings, tmp_path: Path) -> None:
     assert {key: letter.headers["reason"] for key, letter in dead.items()} == {
         b"broken": b"audio_undecodable",
         b"cut": b"audio_damaged",
+        b"encrypted": b"audio_undecodable",
+        b"large": b"too_large",
     }
     assert dead[b"broken"].headers["origin"].startswith(settings.clips_topic.encode())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from emostream.connectors.errors import SinkUnavailable
-from emostream.connectors.messages import Emotion, Post, encode_post
+from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, encode_post
 from emostream.connectors.sinks import Answer, Known, ListDeadLetters, ListSink
 from emostream.streams.batcher import Batcher
 from emostream.streams.frames import LANES
@@ -248,6 +248,28 @@ async def test_a_clip_that_cannot_be_heard_is_a_dead_letter_and_its_post_is_answ
     assert (answer.modalities, answer.flags) == (["text"], ["clip_failed"])
     (letter,) = stream.dead.letters.values()
     assert (letter.why.reason, letter.value) == ("audio_undecodable", b"! broken")
+
+
+@pytest.mark.parametrize("clip_first", [True, False])
+async def test_a_clip_that_is_surely_none_tells_its_post(clip_first: bool) -> None:
+    async with Stream(grace_s=LONG_S).running() as stream:
+        if clip_first:
+            await stream.clip("p", b"x" * (MOST_CLIP_BYTES + 1))
+        await stream.post("p", clip=True)
+        if not clip_first:
+            await stream.clip("p", b"x" * (MOST_CLIP_BYTES + 1))
+        await stream.all_acknowledged()
+    (answer,) = stream.answers.log
+    assert (answer.modalities, answer.flags) == (["text"], ["clip_failed"])
+    assert [letter.why.reason for letter in stream.dead.letters.values()] == ["too_large"]
+
+
+async def test_a_clip_that_is_surely_none_and_whose_post_never_comes_is_a_dead_letter() -> None:
+    async with Stream().running() as stream:
+        await stream.clip("p", b"")
+        await stream.all_acknowledged()
+    assert stream.answers.log == []
+    assert [letter.why.reason for letter in stream.dead.letters.values()] == ["empty"]
 
 
 async def test_a_broken_clip_that_comes_late_leaves_the_answer_alone() -> None:
