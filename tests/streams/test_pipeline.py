@@ -335,4 +335,4 @@ async def test_run_keeps_several_batches_in_flight_and_acknowledges_in_order() -
             await asyncio.sleep(0.005)
     running.cancel()
     assert scene.acknowledged == list(range(20))
-    assert scorer.most == 3
+    assert scorer.most == 2, "one is computed, the next is made ready; the third is being written"
