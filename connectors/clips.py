@@ -71,9 +71,11 @@ class ClipPublisher:
         """
         headers = [(CONTENT_TYPE, clip.content_type.encode())]
         try:
-            decode_clip(post_id.encode(), clip.audio, headers)
+            fault = decode_clip(post_id.encode(), clip.audio, headers).fault
         except UnicodeEncodeError as error:
             raise MalformedRecord("not_utf8", "the id is not UTF-8") from error
+        if fault is not None:
+            raise fault
         if post is not None:
             self._producer.publish(self._posts_topic, key=post_id, value=encode_post(post))
         self._producer.publish(self._clips_topic, key=post_id, value=clip.audio, headers=headers)

@@ -44,6 +44,7 @@ local modalities, newest_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local known = redis.call('HMGET', KEYS[1], 'modalities', 'newest_ms', 'emotion', 'trend')
 if known[1] then
   local had = tonumber(known[1])
+  if not (had and tonumber(known[2]) and known[3] and known[4]) then return -1 end
   if bit.band(modalities, had) ~= had then return 0 end
   if modalities == had and newest_ms <= tonumber(known[2]) then return 0 end
   if redis.call('EXISTS', known[4]) == 1 then redis.call('HINCRBY', known[4], known[3], -1) end
@@ -127,12 +128,19 @@ class RedisSink:
         await self._redis.aclose()
 
     def _known(self, answered: Any, halves: Any) -> Known:
-        """Return what two hashes say; a key of another type (an error) says nothing."""
+        """Return what two hashes say; keys of other types or with other things in them say nothing.
+
+        Raises:
+            SinkUnavailable: Redis refused to say.
+        """
+        for reply in (answered, halves):
+            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
+                raise SinkUnavailable(f"Redis: {reply}")
         answer, post_ms, clip_ms = answered if isinstance(answered, list) else (None, None, None)
         model, post, clip = halves if isinstance(halves, list) else (None, None, None)
         if model != self._model.encode():
             post = clip = None
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
             return Known(
                 emotion=decode_emotion(answer) if answer else None,
                 post_ms=int(post_ms) if post_ms else None,

@@ -35,7 +35,7 @@ def prepare_in_steps(scorer: EmotionScorer, queries: Sequence[Query]) -> Generat
     """Decode clips, tokenise texts, pausing after some seconds of sound; may run in threads of its own."""
     read: list[tuple[Item | None, Unscorable | None]] = []
     for query in queries:
-        read += [(yield from _read(query))]
+        read += [(yield from _read(query, scorer))]
     return PreparedQueries(
         batch=scorer.prepare([item for item, _ in read if item is not None]),
         faults=tuple(fault for _, fault in read),
@@ -58,7 +58,7 @@ def answer_in_steps(scorer: EmotionScorer, prepared: PreparedQueries) -> Generat
     return msgspec.structs.replace(computed, outcomes=tuple(answers))
 
 
-def _read(query: Query) -> Generator[None, None, tuple[Item | None, Unscorable | None]]:
+def _read(query: Query, scorer: EmotionScorer) -> Generator[None, None, tuple[Item | None, Unscorable | None]]:
     """Return, in steps, what is to be scored of a query, and what is wrong with its clip."""
     recording: Recording | None = None
     fault: Unscorable | None = None
@@ -72,14 +72,17 @@ def _read(query: Query) -> Generator[None, None, tuple[Item | None, Unscorable |
                 recording, fault = None, Unscorable("audio_damaged", "a part of the recording is missing or corrupt")
     if query.text is None and recording is None and (fault is not None or query.voice_vector is None):
         return None, fault
-    item = Item(
-        text=query.text, recording=recording, text_D=_vector(query.text_vector), voice_V=_vector(query.voice_vector)
-    )
-    return item, fault
+    text_D = _vector(query.text_vector, scorer.text_width)
+    voice_V = _vector(query.voice_vector, scorer.voice_width)
+    return Item(text=query.text, recording=recording, text_D=text_D, voice_V=voice_V), fault
 
 
-def _vector(stored: bytes | None) -> Tensor | None:
-    return None if stored is None else torch.from_numpy(np.frombuffer(stored, dtype="<f2").astype(np.float32))
+def _vector(stored: bytes | None, width: int) -> Tensor | None:
+    """Return a stored vector; None if it cannot have been stored by this model."""
+    if stored is None or len(stored) != width * np.dtype("<f2").itemsize:
+        return None
+    vector = np.frombuffer(stored, dtype="<f2").astype(np.float32)
+    return torch.from_numpy(vector) if np.isfinite(vector).all() else None
 
 
 def _with_fault(outcome: Outcome | None, fault: Unscorable | None) -> Outcome:

@@ -151,6 +151,16 @@ class EmotionScorer:
         """The classes of every attribute head that the checkpoint has, asked for or not."""
         return self._config.attributes
 
+    @property
+    def text_width(self) -> int:
+        """Numbers in a pooled text."""
+        return self._network.text.width
+
+    @property
+    def voice_width(self) -> int:
+        """Numbers in a pooled recording; 0 where the checkpoint reads texts alone."""
+        return self._network.voice.width if self._network.voice is not None else 0
+
     def warm_up(self) -> None:
         """Score a few items of different lengths, so that the first real batch finds everything prepared."""
         for count in (1, 32):

@@ -74,7 +74,13 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
     error: str
 
 
-FromScorer = Ready | Unusable | Reply | Fault
+class Sign(msgspec.Struct, frozen=True, tag="sign"):
+    """A step of a lane's batch is done, and there are more."""
+
+    lane: Lane
+
+
+FromScorer = Ready | Unusable | Reply | Fault | Sign
 
 _from_scorer: msgspec.msgpack.Decoder[FromScorer] = msgspec.msgpack.Decoder(FromScorer)
 _request = msgspec.msgpack.Decoder(Request)

@@ -28,6 +28,7 @@ from emostream.streams.frames import (
     Reply,
     Request,
     ScorerOptions,
+    Sign,
     Unusable,
     decode_request,
     encode_frame,
@@ -139,15 +140,17 @@ def _compute_in_turn(
         for lane, waiting in lanes.items():
             if lane not in under_way and (ready := waiting.next_ready()) is not None:
                 under_way[lane] = ready
-            if lane in under_way and (reply := _step(scorer, *under_way[lane])) is not None:
-                del under_way[lane]
-                parent.sendall(encode_frame(reply))
+            if lane in under_way:
+                said = _step(scorer, *under_way[lane]) or Sign(lane)
+                parent.sendall(encode_frame(said))
+                if not isinstance(said, Sign):
+                    del under_way[lane]
         if not under_way:
             arrival.acquire()
 
 
 def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fault | None:
-    """Take one step of a batch, and return its reply after the last; the only place where any exception is caught."""
+    """Take one step of a batch, and return its reply after the last; whatever the model raises is caught here."""
     try:
         next(steps)
         return None

@@ -27,6 +27,7 @@ from emostream.streams.frames import (
     Reply,
     Request,
     ScorerOptions,
+    Sign,
     Unusable,
     encode_frame,
     read_from_scorer,
@@ -46,7 +47,7 @@ class GpuWorker:
 
     Args:
         options: What the child is started with.
-        deadline_s: Longest time between two answers of a lane while its batches wait; a child that takes longer is
+        deadline_s: Longest time between two signs of a lane while its batches wait; a child that takes longer is
             killed.
         restarts: Counts restarts by cause.
     """
@@ -283,6 +284,8 @@ class _Child:
         return max((time.monotonic() - self._last_sign_s[lane] for lane in waiting), default=0.0)
 
     def _hand_out(self, message: object) -> None:
+        if isinstance(message, Sign):
+            self._last_sign_s[message.lane] = time.monotonic()
         if not isinstance(message, Reply | Fault):
             return
         lane, answer = self._waiting.pop(message.id)

@@ -36,6 +36,10 @@ from emostream.streams.records import (
 _RECORD_BYTES = 1024
 """What a waiting record costs on top of its own bytes."""
 
+_MOST_CLIPS_ON_THEIR_WAY = 16
+"""Clips that wait for room in their batcher. The bound in bytes is for halves that wait for partners: small clips would
+let it hold hours of speech, and a rebalance waits until all that was taken is answered."""
+
 Half = TypeVar("Half", Post, Clip)
 AnyHalf = Taken[Post] | Taken[Clip]
 Put = Callable[[Item], Awaitable[None]]
@@ -95,13 +99,13 @@ class Join:
 
     async def take_clip(self, record: Record) -> None:
         """Take a record of `clips`; waits while too many are held."""
-        while self._voices.held_bytes > self._most_bytes:
+        while self._voices.held_bytes > self._most_bytes or len(self._voices) > _MOST_CLIPS_ON_THEIR_WAY:
             await self._voices.wait_forwarded()
         clip = decode_clips_record(record, clock=self._clock)
+        self._voices.held_bytes += _bytes(record)
         if isinstance(clip, Item):
-            await self._put_text(clip)  # nothing in it is to be scored: it need not queue behind what is
+            self._voices.add(clip)
         else:
-            self._voices.held_bytes += _bytes(record)
             self._admit(clip.content.post_id, clip)
 
     def carried(self, item: Item) -> None:
@@ -109,8 +113,10 @@ class Join:
         if item.post_id is None:
             return
         halves = self._turns.pop(item.post_id)
-        while halves:
+        while halves and item.post_id not in self._turns:
             self._admit(item.post_id, halves.popleft(), after=item)
+        if halves:
+            self._turns[item.post_id] += halves
 
     def close(self) -> None:
         """Send on what waits, and let nothing wait from now on: no partner is going to be read any more."""
@@ -165,7 +171,7 @@ class Join:
     def _send_pair(self, post: "_Wait[Post]", clip: "_Wait[Clip]", *, waited: "_Wait[Post] | _Wait[Clip]") -> None:
         self._observe_wait(waited, "joined")
         moved_bytes = _bytes(post.half.record)
-        self._texts.held_bytes -= moved_bytes
+        self._texts.release(moved_bytes)
         self._voices.held_bytes += moved_bytes
         self._under_way(post.id)
         self._voices.add(clip_item(clip.half, post.half, taken_s=self._clock()))
@@ -212,20 +218,27 @@ class _Outbox:
         self._forwarded = asyncio.Event()
         self.held_bytes = 0
 
+    def __len__(self) -> int:
+        return self._items.qsize()
+
     def add(self, item: Item) -> None:
         """Add an item."""
         self._items.put_nowait(item)
+
+    def release(self, size: int) -> None:
+        """Note that so many bytes are no longer held."""
+        self.held_bytes -= size
+        self._forwarded.set()
 
     async def forward(self) -> None:
         """Hand items over, in order, until cancelled."""
         while True:
             item = await self._items.get()
             await self._put(item)
-            self.held_bytes -= sum(map(_bytes, item.records))
-            self._forwarded.set()
+            self.release(sum(map(_bytes, item.records)))
 
     async def wait_forwarded(self) -> None:
-        """Wait until one more item was handed over."""
+        """Wait until less is held."""
         self._forwarded.clear()
         await self._forwarded.wait()
 
@@ -290,4 +303,5 @@ class _Waiting(Generic[Half]):
 
 
 def _bytes(record: Record) -> int:
-    return len(record.value or b"") + _RECORD_BYTES
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + headers + _RECORD_BYTES

@@ -89,10 +89,26 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def settled(self) -> bool:
-        """Whether a richer answer stands than can be given: the partner it rests on is no longer at hand."""
+        """Whether a better answer stands than can be given: of newer records, or of a partner no longer at hand."""
         query, known = self.query, self.known
+        if known is None or known.emotion is None:
+            return False
         halves = [query.text or query.text_vector, query.clip or query.voice_vector]
-        return known is not None and known.emotion is not None and None in halves and len(known.emotion.modalities) > 1
+        return self._outdated(known) or (None in halves and len(known.emotion.modalities) > 1)
+
+    def would_lose(self, scored: Scored) -> bool:
+        """Whether an answer is poorer than the one that stands: its clip turned out to be none."""
+        before = self.known.emotion if self.known is not None else None
+        return before is not None and len(before.modalities) > len(scored.modalities)
+
+    def _outdated(self, known: Known) -> bool:
+        """Whether newer records of the same id were answered before these."""
+        pairs = ((self.item.post, known.post_ms), (self.item.clip, known.clip_ms))
+        return all(
+            newest_ms is not None and half.record.timestamp_ms < newest_ms
+            for half, newest_ms in pairs
+            if half is not None
+        )
 
 
 class Pipeline:
@@ -237,20 +253,20 @@ class Pipeline:
         letters = {fault.record: to_dead_letter(fault.record, fault.content) for fault in faults}
         for question in questions:
             item, outcome = question.item, outcomes.get(id(question))
-            fault = item.clip.content.fault if item.clip is not None else None
-            if fault is not None and isinstance(outcome, Scored):
-                outcome = msgspec.structs.replace(outcome, clip_fault=Unscorable(fault.reason, str(fault)))
-            if question.refused and fault is not None:
-                letters.update({record: to_dead_letter(record, fault) for record in item.records})
+            if item.clip is not None and (fault := item.clip.content.fault):
+                letters[item.clip.record] = to_dead_letter(item.clip.record, fault)
+                if isinstance(outcome, Scored):
+                    outcome = msgspec.structs.replace(outcome, clip_fault=Unscorable(fault.reason, str(fault)))
+            elif item.clip is not None and isinstance(outcome, Scored) and outcome.clip_fault:
+                letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.clip_fault)
+            if question.refused:
                 continue
-            if outcome is None:  # the richer answer that stands is this record's answer, too
-                answers.append((item, standing_answer(question.known)))
-            elif isinstance(outcome, Unscorable):
+            if isinstance(outcome, Unscorable):
                 letters.update({record: to_dead_letter(record, outcome) for record in item.records})
+            elif outcome is None or question.would_lose(outcome):  # the answer that stands is this record's, too
+                answers.append((item, standing_answer(question.known)))
             else:
                 answers.append((item, to_answer(item, outcome, question.known, model=self._model)))
-                if outcome.clip_fault is not None and item.clip is not None:
-                    letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.clip_fault)
             self._observe_partner(question, outcome)
         return answers, letters
 

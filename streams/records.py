@@ -80,7 +80,8 @@ class Item(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         post: The post, if it is there.
         clip: The clip, if it is there.
         fault: A record that is neither: it travels like the others, so that order and acknowledgement are the same.
-        taken_s: When the older half was taken, in seconds of the monotonic clock; a batch's waiting is counted from it.
+        taken_s: When it was complete, or stopped waiting for its other half, in seconds of the monotonic clock: from
+            then on its waiting for a batch counts.
         cost: Estimate of what it costs to score: tokens where there is no clip, seconds of audio where there is one.
     """
 
@@ -131,8 +132,9 @@ def decode_clips_record(record: Record, *, clock: Callable[[], float] = time.mon
 
 
 def fault_item(fault: Taken[MalformedRecord]) -> Item:
-    """Return the item of a record that becomes a dead letter."""
-    return Item(fault=fault, taken_s=fault.taken_s, cost=0)
+    """Return the item of a record that becomes a dead letter; large ones make small batches."""
+    cost = len(fault.record.value or b"") // _CHARACTERS_PER_TOKEN
+    return Item(fault=fault, taken_s=fault.taken_s, cost=cost)
 
 
 def post_item(post: Taken[Post], *, taken_s: float | None = None) -> Item:

@@ -71,10 +71,12 @@ class Settings(BaseSettings):
     )
 
     join_grace_s: float = Field(
-        5.0, ge=0, description="Seconds that a clip, or a post that announces one, waits for its other half."
+        5.0, ge=0, le=30, description="Seconds that a clip, or a post that announces one, waits for its other half."
     )
     join_waiting_mb: float = Field(
-        64.0, gt=0, description="MiB of halves that may wait for the others; beyond, the oldest is answered alone."
+        64.0,
+        gt=0,
+        description="MiB of posts, and of clips, that may wait; beyond, the oldest post goes on alone, no clip is read",
     )
     late_s: int = Field(
         600, ge=1, description="Seconds in which a half that comes late is still joined: pooled vectors live in Redis."

@@ -85,8 +85,9 @@ def test_make_demo_runs() -> None:
 
 
 def test_commands_beside_up_run(stack_environment: dict[str, str]) -> None:
-    (code,) = blocks("run: stack", "bash")
-    said = run(without_setup(code), stack_environment)
+    setup, clips = blocks("run: stack", "bash")
+    said = run(without_setup(setup), stack_environment)
+    assert "3 recordings published" in run(clips, stack_environment)
     assert said.count("5 posts published and confirmed, 0 malformed rows") == 2
 
 
