@@ -115,7 +115,7 @@ def test_every_order_of_arrival(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_halves_that_wait_when_a_worker_is_killed_are_answered_by_the_next(settings: Settings, tmp_path: Path) -> None:
-    patient = settings.model_copy(update={"join_grace_s": 60.0})
+    patient = settings.model_copy(update={"join_grace_s": 30.0})
     lonely_posts = [announced(f"post-{i}", i) for i in range(10)]
     lonely_clips = [(f"clip-{i}", CLIPS[i % len(CLIPS)]) for i in range(10)]
     split = [f"split-{i}" for i in range(10)]
