@@ -88,7 +88,7 @@ class Metrics:
             registry=registry,
         )
         self.join_waiting = Gauge(
-            "emostream_join_waiting", "Halves that wait for the other: posts, clips.", ["half"], registry=registry
+            "emostream_join_waiting", "Halves that wait for the other: post, clip.", ["half"], registry=registry
         )
         self.late_halves = Counter(
             "emostream_late_halves",
