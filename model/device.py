@@ -52,5 +52,13 @@ def precision_name(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that the device had no memory left: CUDA's own class; on a CPU it takes reading.
+
+    What oneDNN says of too little memory ("could not create a primitive") is not counted: smaller passes need the same.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _cpu_computes_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -6,7 +6,7 @@ Legend: N items, W windows, S samples, D width of a pooled text, V of a pooled r
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import msgspec
 import torch
@@ -31,10 +31,21 @@ come meanwhile wait for no more than these. Four at once are a sixth faster, six
 
 
 class Compute(msgspec.Struct, frozen=True):
-    """Where and in which precision the branches run."""
+    """Where and in which precision the branches run, and how much at once.
+
+    Attributes:
+        device: Where.
+        precision: The type of matrix products.
+        share: Of the usual size of a forward pass: less than 1 where the device ran out of memory.
+    """
 
     device: torch.device
     precision: torch.dtype
+    share: float = 1.0
+
+    def most(self, usual: Mapping[str, int]) -> int:
+        """Return the most that one forward pass takes, of a bound that each kind of device has; at least 1."""
+        return max(1, int(usual[self.device.type] * self.share))
 
 
 @torch.no_grad()
@@ -48,7 +59,7 @@ def pool_texts(branch: TextBranch, texts: Sequence[Windows], *, pad_id: int, com
     owners_W = torch.tensor([n for n, text in enumerate(texts) for _ in text.rows], dtype=torch.int64)
     pooled_WD = torch.empty(len(rows), branch.width)
     padded_tokens = 0
-    for group in cut_by_cost([len(row) for row in rows], most_tokens=MOST_PADDED_TOKENS[compute.device.type]):
+    for group in cut_by_cost([len(row) for row in rows], most_tokens=compute.most(MOST_PADDED_TOKENS)):
         ids_WT = pad_rows([rows[index] for index in group], pad_id=pad_id)
         padded_tokens += ids_WT.numel()
         with autocast(compute.device, compute.precision):
@@ -78,7 +89,7 @@ def pool_clips_in_steps(
     rows = [row for clip in clips for row in clip.rows]
     owners_W = torch.tensor([n for n, clip in enumerate(clips) for _ in clip.rows], dtype=torch.int64)
     pooled_WV = torch.empty(len(rows), branch.width)
-    most_samples = MOST_SAMPLES[compute.device.type]
+    most_samples = compute.most(MOST_SAMPLES)
     seconds = 0.0
     for length in sorted({len(row) for row in rows}):
         same = [index for index, row in enumerate(rows) if len(row) == length]

@@ -136,6 +136,7 @@ class BatchOutcome(msgspec.Struct, frozen=True):
         tokenise_s: Seconds spent on making the input ready: normalising and tokenising, cutting recordings.
         forward_s: Seconds spent in the network.
         audio_s: Seconds of audio heard.
+        halvings: How often the device ran out of memory; each time, what is computed at once was halved for good.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -144,3 +145,4 @@ class BatchOutcome(msgspec.Struct, frozen=True):
     tokenise_s: float
     forward_s: float
     audio_s: float = 0.0
+    halvings: int = 0

@@ -6,6 +6,7 @@ threads, next to one thread that computes.
 Legend: N items, X texts among them, R recordings among them, D width of a pooled text, V of a recording, C classes.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from emostream.model.clip_quality import quality_flags
-from emostream.model.device import choose_device, choose_precision, precision_name
+from emostream.model.device import choose_device, choose_precision, is_out_of_memory, precision_name
 from emostream.model.errors import CheckpointError
 from emostream.model.features import ClipWindows, cut_windows
 from emostream.model.language import LanguageDetector
@@ -46,7 +47,12 @@ from emostream.model.samples import (
 from emostream.model.steps import exhaust
 from emostream.model.tokenise import Windows
 
+_log = logging.getLogger(__name__)
+
 _WARM_UP_TEXTS = ("ok", "what a day " * 6, "nobody saw that coming " * 40)
+
+_LEAST_SHARE = 1 / 64
+"""Of the usual size of a forward pass; below it a pass is one item long as it is, on a CPU and on CUDA."""
 
 _UNKNOWN_SHARE = 0.5
 """Share of tokens outside the vocabulary from which a text counts as unread."""
@@ -201,12 +207,36 @@ class EmotionScorer:
         """
         return exhaust(self.steps(batch))
 
-    @torch.inference_mode()
     def steps(self, batch: PreparedBatch) -> Generator[None, None, BatchOutcome]:
         """Run the network as `compute` does, and pause after each few seconds of audio, so that others get their turn.
 
-        Any number of batches may be under way at once, in one thread.
+        Any number of batches may be under way at once, in one thread. When the device runs out of memory, forward
+        passes are halved from then on, and the batch is computed again; one that does not fit even so raises what torch
+        raised.
         """
+        halvings = 0
+        while True:
+            try:
+                outcome = yield from self._steps(batch)
+                return msgspec.structs.replace(outcome, halvings=halvings)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._halve_passes():
+                    raise
+                halvings += 1
+
+    def _halve_passes(self) -> bool:
+        """Compute half as much at once from now on; say whether that was still possible."""
+        share = self._compute.share / 2
+        if share < _LEAST_SHARE:
+            return False
+        self._compute = msgspec.structs.replace(self._compute, share=share)
+        _log.warning("the device ran out of memory; forward passes are 1/%d of their usual size now", round(1 / share))
+        if self._compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    @torch.inference_mode()
+    def _steps(self, batch: PreparedBatch) -> Generator[None, None, BatchOutcome]:
         started = time.perf_counter()
         text_XD, padded_tokens = self._pool_texts(batch.texts)
         text_s = time.perf_counter() - started

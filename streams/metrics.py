@@ -113,8 +113,21 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.out_of_memory = Counter(
+            "emostream_out_of_memory",
+            "Times the model's device ran out of memory; each halves what is computed at once.",
+            registry=registry,
+        )
         self.sink_errors = Counter(
             "emostream_sink_errors", "Failed writes to an output; each is tried again.", ["sink"], registry=registry
+        )
+        self.skipped_answers = Counter(
+            "emostream_skipped_answers",
+            "Answers that went to Kafka alone, because Redis was away and is not waited for.",
+            registry=registry,
+        )
+        self.rebalances = Counter(
+            "emostream_rebalances", "Times that partitions were shared out anew among workers.", registry=registry
         )
         self.uncommitted_seconds = Gauge(
             "emostream_uncommitted_seconds",

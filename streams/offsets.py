@@ -24,10 +24,14 @@ class OffsetOrder:
     """Which records of each partition are with the pipeline, done, and committed.
 
     Args:
+        rebalanced: Told each time that partitions were shared out anew.
         clock: Seconds that only go forward.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, rebalanced: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rebalanced = rebalanced
         self._clock = clock
         self._taken: dict[Partition, OrderedDict[Record, None]] = {}
         self._done: set[Record] = set()
@@ -59,6 +63,7 @@ class OffsetOrder:
     def assigned(self, partitions: Sequence[Partition]) -> None:
         """Note which partitions this worker reads from now on."""
         self.partitions = set(partitions)
+        self._rebalanced()
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Note that partitions are given up; whoever reads them next commits them.

@@ -317,6 +317,7 @@ class Pipeline:
         self._metrics.stage.labels("forward", lane).observe(result.forward_s)
         self._metrics.tokens.inc(result.tokens)
         self._metrics.audio_seconds.inc(result.audio_s)
+        self._metrics.out_of_memory.inc(result.halvings)
         if result.padded_tokens:
             self._metrics.padding_share.observe(1 - result.tokens / result.padded_tokens)
 

@@ -150,5 +150,5 @@ def post_item(post: Taken[Post], *, taken_s: float | None = None) -> Item:
 
 def clip_item(clip: Taken[Clip], post: Taken[Post] | None = None, *, taken_s: float) -> Item:
     """Return the item of a clip, with its post where that is there."""
-    seconds = min(_MOST_AUDIO_SECONDS, len(clip.content.audio) / _AUDIO_BYTES_PER_SECOND)
+    seconds = min(_MOST_AUDIO_SECONDS, len(clip.record.value or b"") / _AUDIO_BYTES_PER_SECOND)
     return Item(post=post, clip=clip, taken_s=taken_s, cost=seconds)

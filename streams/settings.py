@@ -27,6 +27,11 @@ class Settings(BaseSettings):
         description="URL of Redis; rediss:// for TLS, user:password@ before the host.",
     )
     redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
+    redis_outage: Literal["wait", "skip"] = Field(
+        "wait",
+        description="While Redis is away: wait for it (the lag grows, nothing is missing), or skip it: answers go on to "
+        "Kafka, and Redis never hears of them.",
+    )
     redis_keep_s: int = Field(86_400, ge=60, description="Seconds that answers and trends live in Redis.")
 
     posts_topic: str = Field(messages.POSTS, description="Topic that posts come in on.")

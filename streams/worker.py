@@ -18,9 +18,11 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from redis.asyncio import Redis
 
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
+from emostream.connectors.optional_store import OptionalStore
 from emostream.connectors.redis_sink import RedisSink
+from emostream.connectors.sinks import AnswerStore
 from emostream.connectors.topics import create_topics, describe_topics, require_equal_partitions
-from emostream.model.samples import attribute_names
+from emostream.model.samples import ModelInfo, attribute_names
 from emostream.streams.app import build_app
 from emostream.streams.batcher import Batcher
 from emostream.streams.errors import StreamError
@@ -41,7 +43,8 @@ _COMMIT_PATIENCE_S = 30.0
 
 _GAUGE_INTERVAL_S = 0.5
 
-_REDIS_TIMEOUT_S = 10.0
+_REDIS_TIMEOUT_S = {"wait": 10.0, "skip": 2.0}
+"""Whoever does not wait for Redis does not wait long to see that it hangs."""
 
 
 class Worker:
@@ -59,7 +62,7 @@ class Worker:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
         self._metrics = Metrics(self._registry)
-        self._offsets = OffsetOrder()
+        self._offsets = OffsetOrder(rebalanced=self._metrics.rebalances.inc)
         self._batchers: dict[Lane, Batcher] = {
             "texts": Batcher(
                 most_items=settings.batch_posts,
@@ -198,20 +201,9 @@ class Worker:
         self._metrics.model.info(
             {"name": model.name, "version": model.version, "device": model.device, "precision": model.precision}
         )
-        redis: Redis = Redis.from_url(
-            self._settings.redis.get_secret_value(),
-            socket_timeout=_REDIS_TIMEOUT_S,
-            socket_connect_timeout=_REDIS_TIMEOUT_S,
-        )
         answers = KafkaSink(self._writer(self._settings.emotions_topic))
         dead_letters = KafkaDeadLetters(self._writer(self._settings.dead_letters_topic))
-        store = RedisSink(
-            redis,
-            prefix=self._settings.redis_prefix,
-            keep_s=self._settings.redis_keep_s,
-            late_s=self._settings.late_s,
-            model=f"{model.name}/{model.version}",
-        )
+        store = self._build_store(model)
         for sink in (answers, dead_letters, store):
             ending.push_async_callback(sink.close)
         return Pipeline(
@@ -224,6 +216,23 @@ class Worker:
             metrics=self._metrics,
             carried=self._join.carried,
         )
+
+    def _build_store(self, model: ModelInfo) -> AnswerStore:
+        settings = self._settings
+        timeout_s = _REDIS_TIMEOUT_S[settings.redis_outage]
+        redis: Redis = Redis.from_url(
+            settings.redis.get_secret_value(), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+        )
+        store = RedisSink(
+            redis,
+            prefix=settings.redis_prefix,
+            keep_s=settings.redis_keep_s,
+            late_s=settings.late_s,
+            model=f"{model.name}/{model.version}",
+        )
+        if settings.redis_outage == "wait":
+            return store
+        return OptionalStore(store, skipped=self._metrics.skipped_answers.inc)
 
     def _writer(self, topic: str) -> KafkaWriter:
         return KafkaWriter(topic=topic, bootstrap=self._settings.kafka)

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,18 @@ class RunningWorker:
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
         return [int(pid) for pid in found.stdout.split()]
 
+    def gpu_worker(self) -> int:
+        """Return the pid of its GPU worker, once there is one."""
+        await_true(lambda: len(self.children()) == 1, within_s=READY_S)
+        return self.children()[0]
+
+    def answers_some(self) -> bool:
+        """Say whether it has answered anything yet."""
+        try:
+            return self.metric("emostream_answers_total") > 0
+        except (ConnectionError, urllib.error.URLError):
+            return False
+
     def end(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 60.0) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)
@@ -128,12 +140,14 @@ class RunningWorker:
 
 
 @contextlib.contextmanager
-def running_worker(settings: Settings, log: Path, *, ready: bool = True) -> Iterator[RunningWorker]:
+def running_worker(
+    settings: Settings, log: Path, *, ready: bool = True, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningWorker]:
     """Run a worker process, ready for posts, and end it with the block."""
     with log.open("ab") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "emostream.streams.cli", "worker"],
-            env={**os.environ, **environment(settings)},
+            env={**os.environ, **as_environment(settings), **(environment or {})},
             stdout=sink,
             stderr=sink,
         )
@@ -172,11 +186,17 @@ def running_up(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, s
             raise
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def as_environment(settings: Settings) -> dict[str, str]:
     """Return settings as environment variables."""
     values = settings.model_dump(exclude_none=True)
     values["redis"] = settings.redis.get_secret_value()
     return {f"EMOSTREAM_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def with_broken_model() -> str:
+    """Return a PYTHONPATH with which the model can be made to fail (faults/broken_model)."""
+    before = os.environ.get("PYTHONPATH")
+    return str(ROOT / "tests/faults/broken_model") + (f":{before}" if before else "")
 
 
 def make_posts(count: int) -> list[Post]:

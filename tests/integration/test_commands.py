@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import RunningWorker, collect_answers, environment, make_posts
+from support import RunningWorker, as_environment, collect_answers, make_posts
 from tiny_recordings import write_wav
 
 from emostream.connectors.messages import decode_clip, decode_post, encode_post
@@ -22,7 +22,7 @@ CLIPS = Path(__file__).parents[2] / "docs" / "examples" / "clips"
 
 def command(settings: Settings, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return a command line and its environment."""
-    return [sys.executable, "-m", "emostream.streams.cli", *arguments], {**os.environ, **environment(settings)}
+    return [sys.executable, "-m", "emostream.streams.cli", *arguments], {**os.environ, **as_environment(settings)}
 
 
 def emostream(settings: Settings, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:

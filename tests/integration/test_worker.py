@@ -15,10 +15,10 @@ from redis import Redis
 from support import (
     Broker,
     RunningWorker,
+    as_environment,
     await_true,
     collect,
     collect_answers,
-    environment,
     make_posts,
     make_settings,
     publish,
@@ -225,7 +225,7 @@ def test_a_worker_whose_pipeline_fails_ends_with_an_error(settings: Settings, tm
     publish(settings, posts)
     done = subprocess.run(
         [sys.executable, "-c", script, "worker"],
-        env={**os.environ, **environment(settings)}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, **as_environment(settings)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert "nobody foresaw this" in done.stderr

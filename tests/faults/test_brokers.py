@@ -1,0 +1,127 @@
+"""Brokers that restart, go away, hang, and are cut off. What needs data on disk or several brokers: Apache Kafka."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from accounts import NoteRow, Traffic, counted, sized
+from faulty import Cluster, Wire, running_cluster
+from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, running_worker
+
+from emostream.connectors.topics import create_topics
+from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack, child_process, embedded_broker_command, free_port
+
+needs_kafka = pytest.mark.skipif(not KAFKA_SCRIPT.is_file(), reason="no Apache Kafka to start and break is at hand")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """An Apache Kafka to break."""
+    with running_cluster(tmp_path / "kafka") as running:
+        yield running
+
+
+def prepared(bootstrap: str, stack: Stack, **changes: object) -> Settings:
+    """Return settings for a broker of a test's own, its topics created."""
+    settings = make_settings(Broker("kafka", bootstrap), stack, **changes)
+    create_topics(settings.kafka, settings.topics, partitions=PARTITIONS, replication=-1)
+    return settings
+
+
+@needs_kafka
+def test_restarted(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:
+    settings = prepared(cluster.bootstrap, stack)
+    count = int(sized(5_000, 600))
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count, rate=100) as traffic:
+        await_true(worker.answers_some, within_s=60)
+        for kill in (False, True):
+            cluster.stop(kill=kill)
+            cluster.start()
+            time.sleep(sized(5, 1))
+        ledger = traffic.settle(within_s=sized(200, 120))
+        assert worker.process.poll() is None
+        await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
+        await_true(lambda: counted(settings) == count, within_s=60)
+    note_row("broker restarted twice, once with SIGKILL", "kafka", ledger)
+
+
+@needs_kafka
+def test_gone(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:
+    away_s = sized(60, 12)
+    settings = prepared(cluster.bootstrap, stack)
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(5_000, 600))) as traffic:
+        await_true(worker.answers_some, within_s=60)
+        cluster.stop(kill=True)
+        time.sleep(away_s)
+        cluster.start()
+        ledger = traffic.settle(within_s=sized(240, 120))
+        await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
+    note_row(f"broker gone for {away_s:.0f} s", "kafka", ledger)
+
+
+@needs_kafka
+def test_one_of_three_killed(stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "kafka", nodes=3) as cluster:
+        settings = prepared(cluster.bootstrap, stack)
+        with (
+            running_worker(settings, tmp_path / "log") as worker,
+            Traffic(settings, int(sized(8_000, 800)), rate=sized(100, 60)) as traffic,
+        ):
+            await_true(worker.answers_some, within_s=60)
+            for node in (2, 1) if sized(1, 0) else (2,):
+                cluster.stop(node=node, kill=True)
+                time.sleep(sized(15, 4))
+                cluster.start()
+                time.sleep(sized(10, 0))
+            ledger = traffic.settle(within_s=sized(240, 120))
+            await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
+    note_row("one of three brokers killed, then back", "kafka", ledger)
+
+
+@needs_kafka
+def test_hangs(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:
+    hangs_s = sized(20, 8)
+    settings = prepared(cluster.bootstrap, stack)
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(5_000, 600))) as traffic:
+        await_true(worker.answers_some, within_s=60)
+        cluster.pause()
+        time.sleep(hangs_s)
+        cluster.resume()
+        ledger = traffic.settle(within_s=sized(240, 120))
+    note_row(f"broker hangs (SIGSTOP) for {hangs_s:.0f} s", "kafka", ledger)
+
+
+def test_cut_off(stack: Stack, note_row: NoteRow, tmp_path: Path, wired_broker: tuple[Broker, Wire, Broker]) -> None:
+    """Only the worker's way is cut: its partitions go to nobody, and come back to it."""
+    near, wire, far = wired_broker
+    settings = prepared(near.bootstrap, stack)
+    count = int(sized(5_000, 600))
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count) as traffic:
+        await_true(worker.answers_some, within_s=60)
+        wire.cut()
+        time.sleep(2.5 * settings.session_timeout_s)
+        wire.mend()
+        ledger = traffic.settle(within_s=sized(240, 120))
+        await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
+        await_true(lambda: counted(settings) == count, within_s=60)
+    note_row("connection cut for longer than the session timeout", far.name, ledger)
+
+
+@pytest.fixture(params=["embedded", *["kafka"] * KAFKA_SCRIPT.is_file()])
+def wired_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Broker, Wire, Broker]]:
+    """A broker that tells its clients to come by a wire: its address there, the wire, its own address."""
+    with ExitStack() as running:
+        port = free_port(0)
+        wire = running.enter_context(Wire(port))
+        if request.param == "embedded":
+            command = embedded_broker_command(port, advertised=wire.port)
+            running.enter_context(child_process(command, stop_s=5, output=-3))
+        else:
+            cluster = Cluster(tmp_path / "kafka", options=("--port", str(port)))
+            running.callback(cluster.stop, kill=True)
+            cluster.start_behind(wire.port)
+        near = Broker(request.param, f"127.0.0.1:{wire.port}")
+        yield near, wire, Broker(request.param, f"127.0.0.1:{port}")

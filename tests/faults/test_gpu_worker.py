@@ -1,0 +1,79 @@
+"""The model's process is killed, hangs, runs out of memory, and cannot start again."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from accounts import NoteRow, Traffic, sized
+from support import Broker, RunningWorker, await_true, running_worker, with_broken_model
+
+from emostream.model.checkpoint import SHIPPED
+from emostream.streams.settings import Settings
+
+
+def test_killed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(5_000, 500))) as traffic:
+        answered = 0.0
+        for _ in range(int(sized(5, 1))):
+            await_true(lambda least=answered: worker.metric("emostream_answers_total") > least, within_s=60)
+            os.kill(worker.gpu_worker(), signal.SIGKILL)
+            answered = worker.metric("emostream_answers_total") + 100
+        ledger = traffic.settle(within_s=sized(150, 60))
+        assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") >= 1
+        assert worker.process.poll() is None
+    account = note_row("GPU worker killed (SIGKILL)", broker.name, ledger)
+    assert account.dead_letters == 0
+
+
+def test_hangs_past_the_deadline(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    settings = settings.model_copy(update={"inference_deadline_s": sized(20.0, 5.0)})
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(2_000, 300))) as traffic:
+        await_true(lambda: worker.metric("emostream_answers_total") > 0, within_s=60)
+        os.kill(worker.gpu_worker(), signal.SIGSTOP)
+        ledger = traffic.settle(within_s=sized(150, 90))
+        assert worker.metric("emostream_gpu_worker_restarts_total", cause="deadline") == 1
+    account = note_row("GPU worker hangs (SIGSTOP) past its deadline", broker.name, ledger)
+    assert account.dead_letters == 0
+
+
+def test_runs_out_of_memory(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """There is no GPU to fill here: the process raises what torch raises when one is full (broken_model)."""
+    switch = tmp_path / "little-memory"
+    environment = {"PYTHONPATH": with_broken_model(), "EMOSTREAM_TEST_LITTLE_MEMORY": str(switch)}
+    with running_worker(settings, tmp_path / "log", environment=environment) as worker:
+        switch.touch()
+        with Traffic(settings, int(sized(5_000, 400))) as traffic:
+            ledger = traffic.settle(within_s=sized(150, 60))
+        halved = worker.metric("emostream_out_of_memory_total")
+        assert worker.metric("emostream_gpu_worker_restarts_total") == 0
+    account = note_row("device out of memory", broker.name, ledger, f"passes halved {halved:.0f} times, for good")
+    assert halved == 2, "1024 tokens do not fit, nor do 512; 256 do, and that is remembered"
+    assert account.dead_letters == 0
+
+
+def test_cannot_start_again(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """The weights are broken while it runs: each new process says why it ends, pauses grow, and mending them helps."""
+    checkpoint = Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
+    weights = checkpoint / "model.safetensors"
+    settings = settings.model_copy(update={"checkpoint": checkpoint})
+    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(2_000, 300))) as traffic:
+        await_true(lambda: worker.metric("emostream_answers_total") > 0, within_s=60)
+        sound = weights.read_bytes()
+        weights.unlink()
+        weights.write_bytes(sound[: len(sound) // 2])
+        os.kill(worker.gpu_worker(), signal.SIGKILL)
+        await_true(lambda: "next try in 1.0 s" in worker.log.read_text(), within_s=90)
+        assert worker.get("/readyz")[0] == 503
+        weights.write_bytes(sound)
+        ledger = traffic.settle(within_s=sized(200, 90))
+        tries = said_why(worker)
+    note_row("weights broken while it runs", broker.name, ledger, f"{tries} starts failed, with pauses")
+    assert tries >= 2
+
+
+def said_why(worker: RunningWorker) -> int:
+    """Return how many failed starts the log explains."""
+    said = [line for line in worker.log.read_text().splitlines() if "GPU worker does not start" in line]
+    assert all("model.safetensors" in line for line in said), said
+    return len(said)

@@ -1,0 +1,220 @@
+"""Poison, malformed records of every kind, damaged recordings, and clocks that are wrong."""
+
+import json
+import random
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accounts import CLIPS, NoteRow, Traffic, settle, sized
+from hypothesis import HealthCheck, Phase, given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from support import Broker, await_true, running_worker, with_broken_model
+
+from emostream.connectors.messages import MOST_CLIP_BYTES, MOST_POST_BYTES, Post, encode_post
+from emostream.connectors.producer import RecordProducer
+from emostream.streams.settings import Settings
+
+
+def test_poison(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """One post in a thousand makes the model raise (broken_model)."""
+    count, every = int(sized(10_000, 1_000)), int(sized(1_000, 500))
+    poisoned = range(137, count, every)
+
+    def text(number: int) -> str:
+        return f"{'POISON ' * (number in poisoned)}what a day ({number})"
+
+    environment = {"PYTHONPATH": with_broken_model()}
+    with running_worker(settings, tmp_path / "log", environment=environment) as worker:
+        with Traffic(settings, count, clip_every=0, text=text) as traffic:
+            ledger = traffic.settle(within_s=sized(300, 90))
+        assert worker.metric("emostream_gpu_worker_restarts_total") == 0
+    account = note_row(f"one post in {every} makes the model raise", broker.name, ledger)
+    assert {id_ for _, id_ in ledger.dead} == {traffic.posts[number] for number in poisoned}
+    assert set(ledger.reasons.values()) == {"scoring_failed"}
+    assert account.answers == count - len(poisoned)
+
+
+NASTY_TEXTS = (
+    "\u200b\u200c\u200d\ufeff", "\u202eright to left\u202c", "مرحبا بالعالم", "a\u0000b", "\x1b[31mred\x1b[0m\x07",
+    "Z̸̢̛a̷l̶g̵o̸ " * 40, "👩‍👩‍👧‍👦" * 300, "\U000e0041\U000e0042", "\ufffe\uffff", "💩", "a" * 60_000, "\n" * 5_000,
+    "'; DROP TABLE posts; --",
+    "${jndi:ldap://x}", "../../etc/passwd", "%s%n%x", "NaN", "null", "ﷺ" * 3_000, "\u0301" * 5_000, "🇦" * 999,
+)  # fmt: skip
+"""Zero width, right to left, nulls, terminal escapes, stacked accents, joined emoji, tags, noncharacters, very long."""
+
+
+def nasty_posts() -> list[bytes]:
+    """Return values of posts that somebody was bound to send, well-formed or not."""
+    whole = [encode_post(Post(id=f"nasty-{number}", text=text)) for number, text in enumerate(NASTY_TEXTS)]
+    return [
+        *whole,
+        b"", b"null", b"[]", b"{}", b"0", b'"text"', b"\x00" * 100, b"\xff\xfe{\x00}\x00", b"\xef\xbb\xbf{}",
+        b'{"id": "s", "text": "\\ud800 alone"}', b'{"id": "s", "text": "\xed\xa0\x80"}',
+        b'{"id": "n", "text": "x", "lang": NaN}', b'{"id": "n", "text": "x", "topics": Infinity}',
+        b'{"id": "twice", "id": "again", "text": "duplicate keys", "text": "twice"}',
+        b'{"id": 5, "text": "a number for an id"}', b'{"id": "x", "text": ["a list"]}', b'{"id": "", "text": "x"}',
+        b'{"id": "deep", "text": "x", "more": ' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+        b"[" * 60_000, b'{"a":' * 10_000, b'{"id": "x", "text": "cut o',
+        b'{"id": "t", "text": "x", "created_at": "0000-00-00"}',
+        b'{"id": "t", "text": "x", "created_at": "2026-13-45T99:99:99Z"}',
+        b'{"id": "big", "text": "' + b"x" * MOST_POST_BYTES + b'"}',
+        b'{"id": "line", "text": "' + b"x" * (1024 * 1024 - 100) + b'"}',
+        json.dumps({"id": "w" * 300, "text": "x"}).encode(), json.dumps({"id": "\u0000", "text": "x"}).encode(),
+        json.dumps({"id": "r", "text": "x", "source": ":" * 128, "author": "\u202e" * 256}).encode(),
+    ]  # fmt: skip
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+almost_posts = st.fixed_dictionaries(
+    {"id": st.text(max_size=300) | json_values, "text": st.text(max_size=200) | json_values},
+    optional={
+        name: st.text(max_size=300) | json_values
+        for name in ("source", "author", "lang", "created_at", "topics", "clip", "v")
+    },
+).map(lambda post: json.dumps(post, ensure_ascii=False).encode(errors="surrogatepass"))
+anything = st.one_of(
+    almost_posts,
+    almost_posts.flatmap(lambda value: st.integers(0, len(value)).map(lambda end: value[:end])),
+    json_values.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=200),
+)
+
+
+def drawn(strategy: st.SearchStrategy[bytes], count: int) -> list[bytes]:
+    """Return so many examples of a strategy, the same ones each time."""
+    values: list[bytes] = []
+
+    @seed(6)
+    @hypothesis_settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def draw(value: bytes) -> None:
+        values.append(value)
+
+    draw()
+    return values
+
+
+def damaged_recordings(count: int) -> list[bytes]:
+    """Return recordings whose headers say something else than they did: bits flipped, cut, lengthened, swapped."""
+    chance = random.Random(6)
+    made: list[bytes] = [b"", b"\x00", b"OggS", b"RIFF\xff\xff\xff\xffWAVEfmt ", bytes(MOST_CLIP_BYTES), CLIPS[0]]
+    while len(made) < count:
+        clip = bytearray(chance.choice(CLIPS))
+        for _ in range(chance.randint(1, 8)):
+            clip[chance.randrange(min(len(clip), 300))] = chance.randrange(256)
+        if chance.random() < 0.3:
+            clip = clip[: chance.randrange(len(clip))]
+        if chance.random() < 0.1:
+            clip += chance.randbytes(5_000)
+        made.append(bytes(clip))
+    return made
+
+
+def test_malformed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """Whatever is sent is answered or dead, under the key or the id that it came with; the worker notices nothing."""
+    posts = [*nasty_posts(), *drawn(anything, int(sized(10_000, 700)))]
+    clips = damaged_recordings(int(sized(1_000, 80)))
+    with running_worker(settings, tmp_path / "log") as worker:
+        with RecordProducer(bootstrap=settings.kafka) as producer:
+            for number, value in enumerate(posts):
+                producer.publish(settings.posts_topic, key=f"k{number}", value=value)
+            for number, clip in enumerate(clips):
+                producer.publish(settings.clips_topic, key=f"c{number}", value=clip)
+            producer.flush()
+        await_true(lambda: handled(worker) >= len(posts) + len(clips), within_s=sized(400, 150))
+        await_true(lambda: worker.metric("emostream_uncommitted_seconds") == 0, within_s=30)
+        assert worker.metric("emostream_gpu_worker_restarts_total") == 0
+        said = worker.log.read_text()
+    ledger = settle(settings, (), [f"c{number}" for number in range(len(clips))], within_s=5)
+    # A post is answered under the id in its value; what has none is dead under its key.
+    answered = {id_ for half, id_ in ledger.answered if half == "text"}
+    dead = {id_ for half, id_ in ledger.dead if half == "text"}
+    ids = [readable_id(value) for value in posts]
+    ledger.posts = {f"k{number}" for number in range(len(posts))}
+    ledger.answered |= {("text", f"k{number}") for number, id_ in enumerate(ids) if id_ in answered}
+    note_row(f"{len(posts)} malformed posts, {len(clips)} damaged recordings", broker.name, ledger)
+    assert len(dead) > 100
+    assert "Traceback" not in said
+    assert not re.search("DROP TABLE|jndi", said), "the text of a post is never logged"
+
+
+def handled(worker: Any) -> float:
+    """Return how many records are behind it: each is one answer here, or one dead letter."""
+    return float(worker.metric("emostream_answers_total") + worker.metric("emostream_dead_letters_total"))
+
+
+def readable_id(value: bytes) -> str | None:
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return read.get("id") if isinstance(read, dict) and isinstance(read.get("id"), str) else None
+
+
+class RawName(str):
+    """A header's name whose bytes are no UTF-8."""
+
+    def encode(self, *_: Any) -> bytes:
+        return b"na\xffme"
+
+
+def test_header_names_that_are_no_utf8(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    ids = [f"post-{number}" for number in range(50)]
+    with running_worker(settings, tmp_path / "log") as worker:
+        with RecordProducer(bootstrap=settings.kafka) as producer:
+            for number, id_ in enumerate(ids):
+                value = encode_post(Post(id=id_, text="what a day")) if number % 5 else b"no post"
+                producer.publish(settings.posts_topic, key=id_, value=value, headers=[(RawName("x"), b"\xff")])
+            producer.flush()
+        ledger = settle(settings, ids)
+        assert worker.process.poll() is None
+    account = note_row("header names that are no UTF-8", broker.name, ledger)
+    assert account.dead_letters == 10
+
+
+DAY_MS = 24 * 3600 * 1000
+CLOCKS_MS = (0, 1, -1, 978_307_200_000, 30 * DAY_MS, 4_102_444_800_000, 253_402_300_800_000, 2**53)
+"""1970, a millisecond later, unknown, 2001, a month, 2100, the year 10000, as far as a double counts."""
+
+
+def test_clocks(broker: Broker, settings: Settings, note_row: NoteRow, tmp_path: Path) -> None:
+    """Kafka refuses timestamps of the far future unless told otherwise: there, those rows are not accepted at all."""
+    accepted, refused = publish_at(settings, CLOCKS_MS)
+    with running_worker(settings, tmp_path / "log") as worker:
+        ledger = settle(settings, accepted)
+        assert worker.process.poll() is None
+    note_row("clocks: timestamps of 1970 to the year 10000", broker.name, ledger, f"{refused} refused by the broker")
+    assert len(accepted) >= 3
+
+
+def publish_at(settings: Settings, times_ms: Sequence[int]) -> tuple[list[str], int]:
+    """Publish posts with timestamps; return the ids that the broker took, and how many it did not."""
+    from kafka import KafkaProducer
+    from kafka.errors import KafkaError
+
+    accepted, refused = [], 0
+    producer = KafkaProducer(bootstrap_servers=settings.kafka, acks="all")
+    for number, time_ms in enumerate([*times_ms, int(time.time() * 1000)] * 5):
+        id_ = f"clock-{number}"
+        value = encode_post(Post(id=id_, text="what a day"))
+        try:
+            producer.send(settings.posts_topic, key=id_.encode(), value=value, timestamp_ms=time_ms).get(30)
+            accepted.append(id_)
+        except (KafkaError, ValueError, OverflowError, AssertionError):
+            refused += 1
+    producer.close()
+    return accepted, refused

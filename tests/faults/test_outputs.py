@@ -1,0 +1,88 @@
+"""`emotions` refuses: a message too large, a topic that is gone, no authorisation. On an Apache Kafka of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accounts import NoteRow, Traffic, counted, settle, sized
+from faulty import Cluster, running_cluster
+from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, publish, running_worker
+
+from emostream.connectors.messages import Post
+from emostream.connectors.topics import create_topics
+from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack
+
+pytestmark = pytest.mark.skipif(not KAFKA_SCRIPT.is_file(), reason="no Apache Kafka to start and break is at hand")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """An Apache Kafka that no topic appears on by itself."""
+    options = ("--set", "auto.create.topics.enable=false")
+    with running_cluster(tmp_path_factory.mktemp("outputs") / "kafka", options=options) as running:
+        yield running
+
+
+@pytest.fixture
+def own(cluster: Cluster, stack: Stack) -> Settings:
+    """Settings for it, the topics created."""
+    settings = make_settings(Broker("kafka", cluster.bootstrap), stack)
+    create_topics(settings.kafka, settings.topics, partitions=PARTITIONS, replication=-1)
+    return settings
+
+
+def test_an_answer_too_large(cluster: Cluster, own: Settings, note_row: NoteRow, tmp_path: Path) -> None:
+    """Answers carry the post's topics: some posts' answers do not fit, their neighbours' do."""
+    limit = ("--alter", "--entity-type", "topics", "--entity-name", own.emotions_topic)
+    cluster.tool("kafka-configs", *limit, "--add-config", "max.message.bytes=1500")
+    small = [Post(id=f"small-{n}", text="what a day", source="tests") for n in range(int(sized(2_000, 200)))]
+    # Compressed it must still be too large: words that repeat would fit.
+    wide = [f"{n:x}".join(f"{(n * 7919 + k * 104729) % 2**40:010x}" for k in range(8)) for n in range(64)]
+    large = [Post(id=f"large-{n}", text="what a day", topics=wide, source="tests") for n in range(10)]
+    posts = [*small[:100], *large, *small[100:]]
+    with running_worker(own, tmp_path / "log"):
+        publish(own, posts)
+        ledger = settle(own, {post.id for post in posts}, within_s=sized(120, 60))
+    account = note_row("`emotions` refuses: message too large", "kafka", ledger)
+    assert account.dead_letters == len(large)
+    assert {ledger.reasons["text", post.id] for post in large} == {"record_refused"}
+
+
+def test_a_topic_that_is_gone(cluster: Cluster, own: Settings, note_row: NoteRow, tmp_path: Path) -> None:
+    """While the topic is missing nothing is acknowledged; what it held went with it, by the operator's own hand."""
+    with running_worker(own, tmp_path / "log") as worker:
+        with Traffic(own, 50, name="before", clip_every=0) as before:
+            assert before.settle().account.lost == 0
+        await_true(lambda: worker.metric("emostream_uncommitted_seconds") == 0, within_s=30)
+        cluster.tool("kafka-topics", "--delete", "--topic", own.emotions_topic)
+        with Traffic(own, int(sized(2_000, 200)), name="during") as during:
+            await_true(lambda: worker.metric("emostream_sink_errors_total", sink="kafka") > 0, within_s=90)
+            create_topics(own.kafka, [own.emotions_topic], partitions=PARTITIONS, replication=-1)
+            ledger = during.settle(within_s=sized(150, 120))
+    note_row("`emotions` refuses: topic missing, then there again", "kafka", ledger)
+
+
+def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "kafka", options=("--secure",)) as cluster:
+        settings = make_settings(
+            Broker("kafka", cluster.bootstrap),
+            stack,
+            kafka_protocol="SASL_SSL",
+            kafka_ca=Path(cluster.facts["ca"]),
+            kafka_mechanism="SCRAM-SHA-512",
+            kafka_user=cluster.facts["user"],
+            kafka_password=cluster.facts["password"],
+        )
+        create_topics(settings.kafka_access, settings.topics, partitions=PARTITIONS, replication=-1)
+        rule = ("--deny-principal", f"User:{cluster.facts['user']}", "--operation", "Write")
+        count = int(sized(2_000, 200))
+        with running_worker(settings, tmp_path / "log") as worker:
+            cluster.tool("kafka-acls", "--add", *rule, "--topic", settings.emotions_topic)
+            with Traffic(settings, count) as traffic:
+                await_true(lambda: worker.metric("emostream_sink_errors_total", sink="kafka") > 0, within_s=60)
+                assert worker.metric("emostream_answers_total") == 0
+                cluster.tool("kafka-acls", "--remove", "--force", *rule, "--topic", settings.emotions_topic)
+                ledger = traffic.settle(within_s=sized(150, 90))
+            await_true(lambda: counted(settings) == count, within_s=30)
+    note_row("`emotions` refuses: not authorised, then authorised", "kafka", ledger)

@@ -1,0 +1,115 @@
+"""A Redis that is gone, comes back empty, refuses to write, is full, and slow. The lag grows, memory does not."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from accounts import NoteRow, Traffic, counted, sized
+from faulty import BreakableRedis, Wire, resident_mib
+from redis import Redis
+from support import Broker, RunningWorker, await_true, running_worker
+
+from emostream.streams.settings import Settings
+
+_MOST_GROWTH_MIB = 150.0
+"""The model's process grows by so much when it sees its first full batches; a lag that were held in memory would show
+far above it at full size."""
+
+
+@pytest.fixture
+def redis() -> Iterator[BreakableRedis]:
+    """A Redis to break."""
+    breakable = BreakableRedis()
+    breakable.start()
+    yield breakable
+    breakable.stop()
+
+
+def go_away(redis: BreakableRedis, away_s: float) -> None:
+    redis.stop()
+    time.sleep(away_s)
+    redis.start()
+
+
+def refuse(redis: BreakableRedis, away_s: float) -> None:
+    """Make it a replica of nothing, which takes no writes."""
+    with Redis.from_url(redis.url) as client:
+        client.replicaof("127.0.0.1", "1")
+        time.sleep(away_s)
+        client.replicaof("NO", "ONE")
+
+
+def fill(redis: BreakableRedis, away_s: float) -> None:
+    with Redis.from_url(redis.url) as client:
+        client.config_set("maxmemory", "1")
+        time.sleep(away_s)
+        client.config_set("maxmemory", "0")
+
+
+FAULTS: dict[str, Callable[[BreakableRedis, float], None]] = {
+    "gone, then back empty": go_away,
+    "read-only": refuse,
+    "out of memory": fill,
+}
+
+
+def test_away_and_back(settings: Settings, broker: Broker, redis: BreakableRedis, note_row: NoteRow, tmp_path) -> None:
+    settings = settings.model_copy(update={"redis": type(settings.redis)(redis.url)})
+    away_s = sized(60, 6)
+    with running_worker(settings, tmp_path / "log") as worker:
+        for number, (name, fault) in enumerate(FAULTS.items()):
+            with Traffic(settings, int(sized(6_000, 400)), name=f"p{number}") as traffic:
+                before = worker.metric("emostream_answers_total")
+                await_true(lambda least=before: worker.metric("emostream_answers_total") > least, within_s=60)
+                mib = resident_mib(worker.process.pid)
+                fault(redis, away_s)
+                grown_mib = resident_mib(worker.process.pid) - mib
+                ledger = traffic.settle(within_s=sized(200, 90))
+            note_row(f"Redis {name} for {away_s:.0f} s", broker.name, ledger, f"memory grew by {grown_mib:.0f} MiB")
+            assert grown_mib < _MOST_GROWTH_MIB
+            assert worker.metric("emostream_sink_errors_total", sink="redis") > 0
+            await_true(lambda: in_redis(settings, f"p{number}-{len(traffic.posts) - 1}"), within_s=60)  # noqa: B023
+            await_true(lambda: settled(worker), within_s=60)
+
+
+def in_redis(settings: Settings, id_: str) -> bool:
+    with Redis.from_url(settings.redis.get_secret_value()) as client:
+        return bool(client.exists(f"{settings.redis_prefix}emotion:{id_}"))
+
+
+def settled(worker: RunningWorker) -> bool:
+    return worker.metric("emostream_batches_in_flight") == worker.metric("emostream_uncommitted_seconds") == 0
+
+
+def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_row: NoteRow, tmp_path: Path) -> None:
+    count = int(sized(6_000, 600))
+    with Wire(int(redis.url.rpartition(":")[2].partition("/")[0])) as wire:
+        wire.delay_s = 0.5
+        settings = settings.model_copy(update={"redis": type(settings.redis)(f"redis://127.0.0.1:{wire.port}/0")})
+        with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count) as traffic:
+            ledger = traffic.settle(within_s=sized(200, 120))
+            await_true(lambda: counted(settings) == count, within_s=60)
+            assert worker.metric("emostream_sink_errors_total", sink="redis") == 0
+    note_row("Redis slow (500 ms a call)", broker.name, ledger)
+
+
+def test_not_waited_for(
+    settings: Settings, broker: Broker, redis: BreakableRedis, note_row: NoteRow, tmp_path: Path
+) -> None:
+    """EMOSTREAM_REDIS_OUTAGE=skip: answers go on to Kafka while Redis is away, and it is used again when it is back."""
+    settings = settings.model_copy(update={"redis": type(settings.redis)(redis.url), "redis_outage": "skip"})
+    with running_worker(settings, tmp_path / "log") as worker:
+        redis.stop()
+        with Traffic(settings, int(sized(3_000, 300))) as traffic:
+            ledger = traffic.settle(within_s=sized(120, 60))  # answered while it is away
+        skipped = worker.metric("emostream_skipped_answers_total")
+        redis.start()
+        with Traffic(settings, 100, name="after", clip_every=0) as after:
+            time.sleep(6)  # it is tried again after 5 s
+            after.settle()
+        with Traffic(settings, 100, name="again", clip_every=0) as again:
+            again.settle()
+        await_true(lambda: in_redis(settings, "again-99"), within_s=30)
+    note_row("Redis gone, and not waited for", broker.name, ledger, f"{skipped:.0f} answers in Kafka alone")
+    assert skipped >= len(traffic.posts)

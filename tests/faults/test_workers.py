@@ -1,0 +1,66 @@
+"""Workers that are killed, told to stop, and join and leave."""
+
+import random
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from accounts import NoteRow, Traffic, counted, sized
+from support import Broker, await_true, running_worker
+
+from emostream.streams.settings import Settings
+
+
+def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    kills, count = int(sized(20, 3)), int(sized(20_000, 1_000))
+    chance = random.Random(20)
+    with Traffic(settings, count) as traffic:
+        for kill in range(kills):
+            with running_worker(settings, tmp_path / f"log-{kill}") as worker:
+                time.sleep(chance.uniform(0.0, sized(6, 1.5)))
+                worker.end(signal.SIGKILL)
+        with running_worker(settings, tmp_path / "last"):
+            ledger = traffic.settle(within_s=sized(400, 90))
+            await_true(lambda: counted(settings) >= count, within_s=30)
+    note_row(f"worker killed (SIGKILL) at {kills} random moments", broker.name, ledger)
+    assert counted(settings) == count, "each id counts once"
+
+
+def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    with Traffic(settings, int(sized(5_000, 600))) as traffic:
+        with running_worker(settings, tmp_path / "first") as first:
+            await_true(lambda: first.metric("emostream_answers_total") > 50, within_s=60)
+            started = time.monotonic()
+            code = first.end(signal.SIGTERM)
+            took_s = time.monotonic() - started
+        with running_worker(settings, tmp_path / "second"):
+            ledger = traffic.settle(within_s=sized(120, 60))
+    account = note_row("worker told to stop (SIGTERM)", broker.name, ledger, f"it left after {took_s:.1f} s")
+    assert code == 0
+    assert took_s < settings.stop_grace_s
+    assert account.duplicates == 0, "a worker that drains answers nothing twice"
+
+
+def test_a_second_worker_joins_and_leaves(
+    settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path
+) -> None:
+    with (
+        Traffic(settings, int(sized(5_000, 1_200)), rate=100) as traffic,
+        running_worker(settings, tmp_path / "first") as first,
+    ):
+        with running_worker(settings, tmp_path / "second") as second:
+            await_true(lambda: second.metric("emostream_answers_total") > 50, within_s=60)
+            assert second.end() == 0
+        ledger = traffic.settle(within_s=sized(150, 60))
+        assert first.process.poll() is None
+    note_row("a second worker joins and leaves", broker.name, ledger)
+
+
+def test_one_of_three_workers_is_killed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    with Traffic(settings, int(sized(5_000, 1_000)), rate=sized(100, 60)) as traffic, ExitStack() as running:
+        workers = [running.enter_context(running_worker(settings, tmp_path / str(n), ready=False)) for n in range(3)]
+        await_true(lambda: all(worker.answers_some() for worker in workers), within_s=120)
+        workers[1].end(signal.SIGKILL)
+        ledger = traffic.settle(within_s=sized(200, 90))
+    note_row("one of three workers killed", broker.name, ledger)
