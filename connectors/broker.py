@@ -1,11 +1,17 @@
-"""Connecting to Kafka with kafka-python: one place for the patience and for what is said when nobody answers."""
+"""Kafka: where it is and how to get in, connecting with kafka-python, and what is said when that fails."""
 
+import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from kafka.errors import KafkaError
 
 from emostream.connectors.errors import BrokerError
+
+Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 _PATIENCE_MS = 10_000
 """How long a broker may take to answer at first: a restarting Kafka takes some 3 s, a wrong address for ever."""
@@ -13,21 +19,96 @@ _PATIENCE_MS = 10_000
 Client = TypeVar("Client")
 
 
-def connect(client: Callable[..., Client], bootstrap: str, **settings: Any) -> Client:
+@dataclass(frozen=True)
+class KafkaAccess:
+    """Where Kafka is, and how to get in. Shown without the password.
+
+    Attributes:
+        addresses: HOST:PORT, comma-separated.
+        protocol: What the broker's listener speaks.
+        ca: Certificates (PEM) that the broker's is checked against; those of the system if not given.
+        certificate: The client's own certificate (PEM), where the broker asks for one.
+        key: Its private key; in the same file if not given.
+        mechanism: How the password is proven. PLAIN sends it, SCRAM does not.
+        user: Who logs in, where the protocol is one of SASL.
+        password: Theirs.
+    """
+
+    addresses: str
+    _: KW_ONLY
+    protocol: Protocol = "PLAINTEXT"
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    mechanism: Mechanism = "SCRAM-SHA-512"
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses, one by one."""
+        return [address.strip() for address in self.addresses.split(",")]
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether the protocol is one of SASL."""
+        return self.protocol.startswith("SASL_")
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return what TLS needs; None where the protocol has none.
+
+        Raises:
+            BrokerError: A file cannot be read, or holds something else.
+        """
+        if not self.protocol.endswith("SSL"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                # An empty password: OpenSSL would otherwise ask for one at the terminal if the key is encrypted.
+                context.load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:
+            files = ", ".join(str(file) for file in (self.ca, self.certificate, self.key) if file is not None)
+            raise BrokerError(
+                f"TLS to Kafka cannot be set up from {files} ({error}); PEM files are wanted, and a key without a "
+                "passphrase"
+            ) from error
+        return context
+
+    def client_settings(self) -> dict[str, Any]:
+        """Return the keyword arguments that kafka-python's clients and aiokafka's both take.
+
+        Raises:
+            BrokerError: TLS cannot be set up.
+        """
+        settings: dict[str, Any] = {
+            "bootstrap_servers": self.servers,
+            "security_protocol": self.protocol,
+            "ssl_context": self.tls(),
+        }
+        if self.logs_in:
+            settings |= {
+                "sasl_mechanism": self.mechanism,
+                "sasl_plain_username": self.user,
+                "sasl_plain_password": self.password,
+            }
+        return settings
+
+
+def connect(client: Callable[..., Client], access: KafkaAccess, **settings: Any) -> Client:
     """Create a kafka-python client that has reached its broker.
 
     Args:
         client: `KafkaProducer`, `KafkaConsumer` or `KafkaAdminClient`.
-        bootstrap: Kafka's addresses, comma-separated.
+        access: Where Kafka is, and how to get in.
         settings: Its other settings.
 
     Raises:
-        BrokerError: No broker answers.
+        BrokerError: No broker answers, or it does not let us in.
     """
-    addresses = [address.strip() for address in bootstrap.split(",")]
     try:
-        return client(bootstrap_servers=addresses, bootstrap_timeout_ms=_PATIENCE_MS, **settings)
+        return client(**access.client_settings(), bootstrap_timeout_ms=_PATIENCE_MS, **settings)
     except KafkaError as error:
         raise BrokerError(
-            f"no Kafka answers at {bootstrap} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
+            f"no Kafka answers at {access.addresses} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
 
+from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, encode_emotion
 from emostream.connectors.producer import MOST_REQUEST_BYTES
@@ -32,14 +33,14 @@ class KafkaWriter:
 
     Args:
         topic: Where records go.
-        bootstrap: Kafka's addresses, comma-separated.
+        access: Where Kafka is, and how to get in.
         request_timeout_s: How long a delivery may take before the write counts as failed.
     """
 
-    def __init__(self, *, topic: str, bootstrap: str, request_timeout_s: float = 30.0) -> None:
+    def __init__(self, *, topic: str, access: KafkaAccess, request_timeout_s: float = 30.0) -> None:
         self._topic = topic
         self._settings: dict[str, Any] = {
-            "bootstrap_servers": bootstrap,
+            **access.client_settings(),
             "acks": "all",
             "enable_idempotence": True,
             "linger_ms": 2,

@@ -12,7 +12,7 @@ from types import TracebackType
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from emostream.connectors.broker import connect
+from emostream.connectors.broker import KafkaAccess, connect
 from emostream.connectors.errors import BrokerError
 
 _log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ class RecordProducer:
     """Publishes posts and clips; use it as a context manager.
 
     Args:
-        bootstrap: Kafka's addresses, comma-separated.
+        access: Where Kafka is, and how to get in.
 
     Raises:
         BrokerError: On entering, when no broker answers.
     """
 
-    def __init__(self, *, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, access: KafkaAccess) -> None:
+        self._access = access
         self._producer: KafkaProducer | None = None
         self._confirmed = threading.Condition()
         self._in_flight_bytes = 0
@@ -51,7 +51,7 @@ class RecordProducer:
     def __enter__(self) -> "RecordProducer":
         self._producer = connect(
             KafkaProducer,
-            self._bootstrap,
+            self._access,
             acks="all",
             enable_idempotence=True,
             linger_ms=5,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
-from emostream.connectors.broker import connect
+from emostream.connectors.broker import KafkaAccess, connect
 from emostream.connectors.errors import BrokerError
 
 
@@ -27,7 +27,7 @@ _POLL_MS = 200
 
 
 def read_records(
-    bootstrap: str,
+    access: KafkaAccess,
     topics: Sequence[str],
     *,
     from_beginning: bool,
@@ -37,7 +37,7 @@ def read_records(
     """Yield the records of topics as they come, without a consumer group, until `stopping` says so.
 
     Args:
-        bootstrap: Kafka's addresses, comma-separated.
+        access: Where Kafka is, and how to get in.
         topics: What to read; they must exist.
         from_beginning: Whether to start with the oldest record or with the next one.
         stopping: Asked at least five times a second.
@@ -46,7 +46,7 @@ def read_records(
     Raises:
         BrokerError: The broker is away, or a topic does not exist.
     """
-    consumer = connect(KafkaConsumer, bootstrap)
+    consumer = connect(KafkaConsumer, access)
     try:
         consumer.assign([TopicPartition(name, p) for name in topics for p in _partitions(consumer, name)])
         seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end

@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from emostream.connectors.broker import connect
+from emostream.connectors.broker import KafkaAccess, connect
 from emostream.connectors.errors import BrokerError
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 
@@ -22,17 +22,17 @@ class TopicState(msgspec.Struct, frozen=True):
     partitions: int
 
 
-def describe_topics(bootstrap: str, names: Sequence[str]) -> list[TopicState]:
+def describe_topics(access: KafkaAccess, names: Sequence[str]) -> list[TopicState]:
     """Return the state of each topic, in order.
 
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = connect(KafkaAdminClient, bootstrap)
+    admin = connect(KafkaAdminClient, access)
     try:
         return _describe(admin, names)
     except KafkaError as error:
-        raise BrokerError(f"{bootstrap}: topics cannot be described: {error!r}") from error
+        raise BrokerError(f"{access.addresses}: topics cannot be described: {error!r}") from error
     finally:
         admin.close()
 
@@ -51,11 +51,11 @@ def require_equal_partitions(states: Sequence[TopicState]) -> None:
         )
 
 
-def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
+def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
     """Create the topics that are missing, leave the others alone, and return the state of all.
 
     Args:
-        bootstrap: Kafka's addresses, comma-separated.
+        access: Where Kafka is, and how to get in.
         names: The topics.
         partitions: Partitions of a new topic.
         replication: Replicas of a new topic; -1 takes the broker's default.
@@ -63,7 +63,7 @@ def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, repl
     Raises:
         BrokerError: The broker is away or refuses.
     """
-    admin = connect(KafkaAdminClient, bootstrap)
+    admin = connect(KafkaAdminClient, access)
     try:
         missing = [state.name for state in _describe(admin, names) if not state.partitions]
         for name in missing:
@@ -73,7 +73,7 @@ def create_topics(bootstrap: str, names: Sequence[str], *, partitions: int, repl
                 continue
         return _describe(admin, names)
     except KafkaError as error:
-        raise BrokerError(f"{bootstrap}: topics cannot be created: {error!r}") from error
+        raise BrokerError(f"{access.addresses}: topics cannot be created: {error!r}") from error
     finally:
         admin.close()
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import faust
+from faust.auth import Credentials
 from faust.sensors import Monitor
 
+from emostream.connectors.broker import KafkaAccess
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
@@ -54,9 +56,11 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         offsets: Hears of assigned and revoked partitions and of commits.
         scratch: A folder that Faust writes into, even where no table uses it.
     """
+    access = settings.kafka_access
     app = faust.App(
         settings.group,
-        broker=[f"kafka://{address.strip()}" for address in settings.kafka.split(",")],
+        broker=[f"kafka://{address}" for address in access.servers],
+        broker_credentials=_credentials(access),
         processing_guarantee="at_least_once",
         stream_wait_empty=True,
         broker_session_timeout=settings.session_timeout_s,
@@ -88,6 +92,15 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         offsets.revoked([(tp.topic, tp.partition) for tp in revoked])
 
     return app
+
+
+def _credentials(access: KafkaAccess) -> Credentials | None:
+    tls = access.tls()
+    if access.logs_in:
+        return faust.SASLCredentials(
+            username=access.user, password=access.password, mechanism=access.mechanism, ssl_context=tls
+        )
+    return faust.SSLCredentials(tls) if tls else None
 
 
 def _add_agent(app: faust.App, name: str, intake: Intake, *, buffer: int, offsets: OffsetOrder) -> None:

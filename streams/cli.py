@@ -25,7 +25,7 @@ from emostream.model.errors import ModelError
 from emostream.streams.errors import StreamError
 from emostream.streams.ingest_cli import ingest
 from emostream.streams.options import takes_settings
-from emostream.streams.settings import Settings
+from emostream.streams.settings import KAFKA_ACCESS, Settings
 from emostream.streams.show import answer_line, text_cells
 from emostream.streams.stopping import stop_on_signals
 
@@ -50,7 +50,7 @@ app.command()(model_cli.predict)
 _EXPECTED = (ConnectorError, ModelError, StreamError)
 """What a command may fail with: said in one sentence, without a traceback."""
 
-_TOPIC_SETTINGS = ("kafka", "posts_topic", "clips_topic", "emotions_topic", "dead_letters_topic")
+_TOPIC_SETTINGS = (*KAFKA_ACCESS, "posts_topic", "clips_topic", "emotions_topic", "dead_letters_topic")
 
 _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 """Libraries that log each rebalance at length; their warnings are shown, the rest is not."""
@@ -94,7 +94,7 @@ def worker(settings: Settings) -> None:
 
 
 @app.command()
-@takes_settings("kafka", "posts_topic", "clips_topic")
+@takes_settings(*KAFKA_ACCESS, "posts_topic", "clips_topic")
 def publish(
     settings: Settings,
     text: Annotated[str | None, typer.Argument(help="What the post says; may be left away with --clip.")] = None,
@@ -117,7 +117,7 @@ def publish(
     # What the worker would refuse is refused here, before anything is sent.
     post = _checked_post(Post(id=new_id, text=text, source=source, clip=clip is not None)) if text is not None else None
     fitted = _fitted(clip) if clip is not None else None
-    with RecordProducer(bootstrap=settings.kafka) as producer:
+    with RecordProducer(settings.kafka_access) as producer:
         if fitted is not None:
             from emostream.connectors.clips import ClipPublisher
 
@@ -130,7 +130,7 @@ def publish(
 
 
 @app.command()
-@takes_settings("kafka", "emotions_topic")
+@takes_settings(*KAFKA_ACCESS, "emotions_topic")
 def watch(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as it stands in Kafka.")] = False,
@@ -141,7 +141,7 @@ def watch(
     stopping = stop_on_signals()
     console = Console()
     records = read_records(
-        settings.kafka,
+        settings.kafka_access,
         [settings.emotions_topic],
         from_beginning=from_beginning,
         stopping=stopping.is_set,
@@ -165,7 +165,7 @@ def watch(
 def topics_create(settings: Settings) -> None:
     """Create the topics that are missing."""
     states = create_topics(
-        settings.kafka,
+        settings.kafka_access,
         settings.topics,
         partitions=settings.partitions,
         replication=settings.replication,
@@ -179,7 +179,7 @@ def topics_create(settings: Settings) -> None:
 def topics_describe(settings: Settings) -> None:
     """Say which topics exist, and with how many partitions."""
     table = Table("topic", "partitions")
-    for state in describe_topics(settings.kafka, settings.topics):
+    for state in describe_topics(settings.kafka_access, settings.topics):
         table.add_row(state.name, str(state.partitions) if state.partitions else "[red]missing[/]")
     Console().print(table)
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emostream.connectors import messages
+from emostream.connectors.broker import KafkaAccess
 from emostream.model.samples import FLAG_CLIP_MISSING, FUSED, MODALITIES, VOICE
 from emostream.streams.demo_play import Played, Programme, play, read_programme
 from emostream.streams.errors import StackError, StreamError
@@ -170,7 +171,12 @@ def _play(
         soft_wrap=True,
     )
     played = play(
-        console, stack.kafka, programme, rate=rate, stopping=stopping, alive=lambda: worker.process.poll() is None
+        console,
+        KafkaAccess(stack.kafka),
+        programme,
+        rate=rate,
+        stopping=stopping,
+        alive=lambda: worker.process.poll() is None,
     )
     posts, clips = played.unaccounted(programme)
     if (posts or clips) and not stopping.is_set():

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from emostream.connectors import messages
+from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.clips import ClipPublisher
 from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.jsonl import MalformedRow, Pace, bounded_lines, ingest_lines
@@ -132,13 +133,19 @@ def _posts(rows: Sequence[bytes]) -> Iterator[tuple[int, messages.Post]]:
 
 
 def play(
-    console: Console, kafka: str, programme: Programme, *, rate: float, stopping: Event, alive: Callable[[], bool]
+    console: Console,
+    kafka: KafkaAccess,
+    programme: Programme,
+    *,
+    rate: float,
+    stopping: Event,
+    alive: Callable[[], bool],
 ) -> Played:
     """Play a programme in, from a thread, and show what comes back, until every post and clip is accounted for.
 
     Args:
         console: Where it is shown.
-        kafka: The broker's address.
+        kafka: Where Kafka is, and how to get in.
         programme: What is played in.
         rate: Posts a second; 0 is as fast as it goes.
         stopping: Ends it.
@@ -163,7 +170,7 @@ def play(
     return played
 
 
-def _feed(kafka: str, programme: Programme, played: Played, pace: Pace, *, stopped: Callable[[], bool]) -> None:
+def _feed(kafka: KafkaAccess, programme: Programme, played: Played, pace: Pace, *, stopped: Callable[[], bool]) -> None:
     """Play a programme in, what is malformed as it stands."""
 
     def leave_to_the_worker(_row: MalformedRow) -> None:
@@ -173,7 +180,7 @@ def _feed(kafka: str, programme: Programme, played: Played, pace: Pace, *, stopp
         played.sent_s[id_] = time.time()
         clips.publish(id_, programme.clips[id_], post=None)
 
-    with RecordProducer(bootstrap=kafka) as producer, programme.posts_file.open("rb") as stream:
+    with RecordProducer(kafka) as producer, programme.posts_file.open("rb") as stream:
         clips = ClipPublisher(producer, posts_topic=messages.POSTS, clips_topic=messages.CLIPS)
         for tally in ingest_lines(
             bounded_lines(stream), producer=producer, topic=messages.POSTS,
@@ -190,7 +197,9 @@ def _feed(kafka: str, programme: Programme, played: Played, pace: Pace, *, stopp
         producer.flush()
 
 
-def _read_back(console: Console, kafka: str, programme: Programme, played: Played, ended: Callable[[], bool]) -> None:
+def _read_back(
+    console: Console, kafka: KafkaAccess, programme: Programme, played: Played, ended: Callable[[], bool]
+) -> None:
     """Show answers and dead letters until everything is accounted for, or nothing more is to be expected."""
     cells = text_cells(console)
     silent_since_s = time.monotonic()

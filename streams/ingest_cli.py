@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from emostream.connectors.jsonl import MalformedRow, Pace, Tally, bounded_lines, ingest_lines, lines_until
 from emostream.connectors.producer import RecordProducer
 from emostream.streams.options import takes_settings
-from emostream.streams.settings import Settings
+from emostream.streams.settings import KAFKA_ACCESS, Settings
 from emostream.streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ingest = typer.Typer(help="Bring posts and voice clips in from outside.", no_arg
 
 
 @ingest.command("jsonl")
-@takes_settings("kafka", "posts_topic")
+@takes_settings(*KAFKA_ACCESS, "posts_topic")
 def ingest_jsonl(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="File with one post (a JSON object) a line; - is standard input.")],
@@ -47,7 +47,7 @@ def ingest_jsonl(
     def report(row: MalformedRow) -> None:
         errors.print(f"line {row.line}: {row.reason}: {row.error}", style="yellow", markup=False)
 
-    with RecordProducer(bootstrap=settings.kafka) as producer, _opened(file) as stream, _ingest_progress(errors) as bar:
+    with RecordProducer(settings.kafka_access) as producer, _opened(file) as stream, _ingest_progress(errors) as bar:
         task = bar.add_task("publishing", total=_count_lines(file), malformed=0)
         for tally in ingest_lines(
             lines_until(stopping.is_set, bounded_lines(stream)),
@@ -67,7 +67,7 @@ def ingest_jsonl(
 
 
 @ingest.command("clips")
-@takes_settings("kafka", "posts_topic", "clips_topic")
+@takes_settings(*KAFKA_ACCESS, "posts_topic", "clips_topic")
 def ingest_clips(
     settings: Settings,
     folder: Annotated[
@@ -115,7 +115,7 @@ def ingest_clips(
 
     recordings = find_recordings(folder)
     ledger = Ledger(state or folder / LEDGER, again=again)
-    with RecordProducer(bootstrap=settings.kafka) as producer:
+    with RecordProducer(settings.kafka_access) as producer:
         publisher = ClipPublisher(producer, posts_topic=settings.posts_topic, clips_topic=settings.clips_topic)
         run = ClipIngest(
             publisher, ledger, on_malformed=report, id_prefix=id_prefix, source=source, checked=not unchecked

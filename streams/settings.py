@@ -11,6 +11,9 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from emostream.connectors import messages
+from emostream.connectors.broker import KafkaAccess, Mechanism, Protocol
+
+_NOT_AS_AN_OPTION = "Set the variable: an option shows in the list of processes."
 
 
 class Settings(BaseSettings):
@@ -19,9 +22,27 @@ class Settings(BaseSettings):
     Each is an option of `emostream worker` and an environment variable, `EMOSTREAM_` and its name in capitals.
     """
 
-    model_config = SettingsConfigDict(env_prefix="EMOSTREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="EMOSTREAM_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     kafka: str = Field("localhost:9092", description="Kafka's addresses, comma-separated.")
+    kafka_protocol: Protocol = Field(
+        "PLAINTEXT", description="What Kafka's listener speaks: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_ca: Path | None = Field(
+        None, description="PEM file that Kafka's certificate is checked against; the system's if not given."
+    )
+    kafka_certificate: Path | None = Field(
+        None, description="PEM file of the client's own certificate, where Kafka asks for one."
+    )
+    kafka_key: Path | None = Field(
+        None, description="PEM file of its private key, without a passphrase; the certificate's file if not given."
+    )
+    kafka_mechanism: Mechanism = Field(
+        "SCRAM-SHA-512", description="How SASL proves the password: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+    )
+    kafka_user: str = Field("", description="Kafka's user, for SASL.")
+    kafka_password: SecretStr = Field(SecretStr(""), description=f"Their password. {_NOT_AS_AN_OPTION}")
+
     redis: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
         description="URL of Redis; rediss:// for TLS, user:password@ before the host.",
@@ -111,6 +132,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     @property
+    def kafka_access(self) -> KafkaAccess:
+        """Where Kafka is, and how to get in."""
+        return KafkaAccess(
+            self.kafka,
+            protocol=self.kafka_protocol,
+            ca=self.kafka_ca,
+            certificate=self.kafka_certificate,
+            key=self.kafka_key,
+            mechanism=self.kafka_mechanism,
+            user=self.kafka_user,
+            password=self.kafka_password.get_secret_value(),
+        )
+
+    @property
     def topics(self) -> list[str]:
         """Every topic, those that are read first."""
         return [self.posts_topic, self.clips_topic, self.emotions_topic, self.dead_letters_topic]
@@ -130,6 +165,10 @@ class Settings(BaseSettings):
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("expected redis://HOST:PORT/DATABASE, rediss://… for TLS, or unix://PATH")
         return value
+
+
+KAFKA_ACCESS = tuple(name for name in Settings.model_fields if name == "kafka" or name.startswith("kafka_"))
+"""The settings that every command needs which talks to Kafka."""
 
 
 def default_shown(default: Any) -> str:

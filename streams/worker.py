@@ -180,12 +180,12 @@ class Worker:
         settings = self._settings
         if settings.create_topics:
             create_topics(
-                settings.kafka,
+                settings.kafka_access,
                 settings.topics,
                 partitions=settings.partitions,
                 replication=settings.replication,
             )
-        require_equal_partitions(describe_topics(settings.kafka, [settings.posts_topic, settings.clips_topic]))
+        require_equal_partitions(describe_topics(settings.kafka_access, [settings.posts_topic, settings.clips_topic]))
 
     async def _carry(self, pipeline: Pipeline) -> None:
         """Carry both lanes, and let halves meet, until cancelled."""
@@ -235,7 +235,7 @@ class Worker:
         return OptionalStore(store, skipped=self._metrics.skipped_answers.inc)
 
     def _writer(self, topic: str) -> KafkaWriter:
-        return KafkaWriter(topic=topic, bootstrap=self._settings.kafka)
+        return KafkaWriter(topic=topic, access=self._settings.kafka_access)
 
     async def _take_post(self, record: Record) -> None:
         self._metrics.records_in.labels("posts").inc()

@@ -75,7 +75,7 @@ def settings(broker: Broker, stack: Stack) -> Settings:
     """Settings of one test's own, its topics created."""
     chosen = make_settings(broker, stack)
     create_topics(
-        chosen.kafka,
+        chosen.kafka_access,
         chosen.topics,
         partitions=PARTITIONS,
         replication=-1,

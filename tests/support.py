@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from emostream.connectors.messages import Post, encode_post
 from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
@@ -189,8 +191,10 @@ def running_up(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, s
 def as_environment(settings: Settings) -> dict[str, str]:
     """Return settings as environment variables."""
     values = settings.model_dump(exclude_none=True)
-    values["redis"] = settings.redis.get_secret_value()
-    return {f"EMOSTREAM_{name.upper()}": str(value) for name, value in values.items()}
+    return {
+        f"EMOSTREAM_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in values.items()
+    }
 
 
 def with_broken_model() -> str:
@@ -212,7 +216,7 @@ def publish(settings: Settings, posts: Iterable[Post]) -> None:
 
 def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]]) -> None:
     """Publish keys and values as they are."""
-    with RecordProducer(bootstrap=settings.kafka) as producer:
+    with RecordProducer(settings.kafka_access) as producer:
         for key, value in records:
             producer.publish(settings.posts_topic, key=key, value=value)
         producer.flush()
@@ -220,7 +224,7 @@ def publish_raw(settings: Settings, records: Iterable[tuple[str | None, bytes]])
 
 def publish_clips(settings: Settings, clips: Iterable[tuple[str, bytes]]) -> None:
     """Publish recordings under the ids of their posts."""
-    with RecordProducer(bootstrap=settings.kafka) as producer:
+    with RecordProducer(settings.kafka_access) as producer:
         for key, value in clips:
             producer.publish(settings.clips_topic, key=key, value=value)
         producer.flush()
@@ -233,7 +237,7 @@ def collect(
     received: list[Received] = []
     deadline_s = time.monotonic() + within_s
     records = read_records(
-        settings.kafka,
+        settings.kafka_access,
         [settings.emotions_topic, settings.dead_letters_topic],
         from_beginning=True,
         stopping=lambda: done(received) or time.monotonic() > deadline_s,

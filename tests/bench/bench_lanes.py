@@ -34,7 +34,7 @@ def latencies_s(worker: RunningWorker, texts: list[str], *, rate: float) -> list
     """Publish texts at a rate, and return how long each took to be answered."""
     run = uuid.uuid4().hex[:8]
     pace = Pace(rate)
-    with RecordProducer(bootstrap=worker.settings.kafka) as producer:
+    with RecordProducer(worker.settings.kafka_access) as producer:
         for number, text in enumerate(texts):
             pace.wait()
             post = Post(id=f"{run}-{number}", text=text)
@@ -77,7 +77,7 @@ def main() -> None:
             posts_topic=f"posts-{unique}", clips_topic=f"clips-{unique}", emotions_topic=f"emotions-{unique}",
             dead_letters_topic=f"dead-{unique}", session_timeout_s=6, http_port=0, join_grace_s=0.5,
         )  # fmt: skip
-        create_topics(settings.kafka, settings.topics, partitions=8, replication=-1)
+        create_topics(settings.kafka_access, settings.topics, partitions=8, replication=-1)
         with running_worker(settings, Path(folder) / "log") as worker:
             latencies_s(worker, texts[:100], rate=options.rate)  # warm-up
             rounds = []

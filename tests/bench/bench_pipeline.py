@@ -118,7 +118,7 @@ def main() -> None:
             emotions_topic=f"emotions-{unique}", dead_letters_topic=f"dead-{unique}",
             session_timeout_s=2, http_port=0, threads=options.threads, precision=options.precision,
         )  # fmt: skip
-        create_topics(settings.kafka, settings.topics, partitions=8, replication=-1)
+        create_topics(settings.kafka_access, settings.topics, partitions=8, replication=-1)
         with running_worker(settings, Path(folder) / "log") as worker:
             measure_stream(worker, texts[:500])  # warm-up
             rounds = []

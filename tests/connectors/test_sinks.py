@@ -11,6 +11,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from support import await_true, collect
 
+from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.messages import (
@@ -78,7 +79,7 @@ def _list_sink(_settings: Settings) -> SinkUnderTest:
 
 
 def _kafka_sink(settings: Settings) -> SinkUnderTest:
-    writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka)
+    writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
 
     def read(count: int) -> Mapping[str, Emotion]:
         received = collect(settings, lambda records: len({r.key for r in records}) >= count, within_s=20)
@@ -133,7 +134,7 @@ async def test_any_id_and_source_can_be_written(under_test: SinkUnderTest) -> No
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 async def test_a_service_that_is_away_is_unavailable(kind: str) -> None:
     port = free_port(0)
-    writer = KafkaWriter(topic="t", bootstrap=f"127.0.0.1:{port}")
+    writer = KafkaWriter(topic="t", access=KafkaAccess(f"127.0.0.1:{port}"))
     sink: AnswerSink = (
         KafkaSink(writer) if kind == "kafka" else RedisSink(AsyncRedis(host="127.0.0.1", port=port), keep_s=60)
     )
@@ -284,7 +285,7 @@ class TestKafka:
     """What only Kafka does."""
 
     async def test_a_producer_that_died_while_idle_is_replaced(self, settings: Settings) -> None:
-        writer = KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka)
+        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
         sink = KafkaSink(writer)
         await sink.write(written(make_answer("a")))
         await writer._producer._sender.close()  # its task is gone, and nobody was told
@@ -297,7 +298,7 @@ class TestKafka:
         assert {record.key for record in received} == {b"a", b"b"}
 
     async def test_of_many_answers_only_the_one_too_large_is_refused(self, settings: Settings) -> None:
-        sink = KafkaSink(KafkaWriter(topic=settings.emotions_topic, bootstrap=settings.kafka))
+        sink = KafkaSink(KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access))
         large = make_answer("large", flags=[uuid.uuid4().hex * 40_000])
         with pytest.raises(RecordRefused) as refused:
             await sink.write(written(make_answer("a"), large, make_answer("c")))
@@ -309,7 +310,7 @@ class TestDeadLetters:
     """Dead letters keep the record as it was."""
 
     async def test_key_value_and_headers_are_kept(self, settings: Settings) -> None:
-        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka)
+        writer = KafkaWriter(topic=settings.dead_letters_topic, access=settings.kafka_access)
         sink = KafkaDeadLetters(writer)
         why = DeadLetterHeaders(reason="not_json", error="because", origin="posts/3/7", failed_at=INGESTED)
         await sink.write([DeadLetter(b"k\xff", b"\x00v", (("trace", b"\x01"),), why), DeadLetter(None, None, (), why)])
@@ -326,7 +327,7 @@ class TestDeadLetters:
         }
 
     async def test_a_letter_too_large_for_kafka_is_cut_and_says_so(self, settings: Settings) -> None:
-        writer = KafkaWriter(topic=settings.dead_letters_topic, bootstrap=settings.kafka)
+        writer = KafkaWriter(topic=settings.dead_letters_topic, access=settings.kafka_access)
         sink = KafkaDeadLetters(writer)
         value = uuid.uuid4().bytes * (MOST_REQUEST_BYTES // 16)
         why = DeadLetterHeaders(reason="too_large", error="big", origin="posts/0/0", failed_at=INGESTED)

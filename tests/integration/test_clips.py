@@ -184,8 +184,8 @@ def caught_up(worker: RunningWorker) -> bool:
 
 def test_topics_of_different_partitions_are_named(broker: Broker, stack: Stack, tmp_path: Path) -> None:
     settings = make_settings(broker, stack)
-    create_topics(settings.kafka, [settings.posts_topic], partitions=4, replication=-1)
-    create_topics(settings.kafka, [settings.clips_topic], partitions=3, replication=-1)
+    create_topics(settings.kafka_access, [settings.posts_topic], partitions=4, replication=-1)
+    create_topics(settings.kafka_access, [settings.clips_topic], partitions=3, replication=-1)
     with running_worker(settings, tmp_path / "log", ready=False) as worker:
         assert worker.process.wait(60) == 1
     said = " ".join(worker.log.read_text().split())
@@ -197,7 +197,7 @@ def test_topics_of_different_partitions_are_named(broker: Broker, stack: Stack, 
 def test_a_missing_topic_is_created_or_named(broker: Broker, stack: Stack, tmp_path: Path, create: bool) -> None:
     settings = make_settings(broker, stack, create_topics=create)
     names = [settings.posts_topic, settings.emotions_topic, settings.dead_letters_topic]
-    create_topics(settings.kafka, names, partitions=4, replication=-1)
+    create_topics(settings.kafka_access, names, partitions=4, replication=-1)
     with running_worker(settings, tmp_path / "log", ready=False) as worker:
         if create:
             worker.await_ready()

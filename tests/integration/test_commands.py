@@ -103,7 +103,7 @@ def read_published(settings: Settings, *, count: int, within_s: float = 30.0) ->
         return time.monotonic() > ends_s
 
     topics = [settings.posts_topic, settings.clips_topic]
-    for record in read_records(settings.kafka, topics, from_beginning=True, stopping=is_over):
+    for record in read_records(settings.kafka_access, topics, from_beginning=True, stopping=is_over):
         received.append(record)  # noqa: PERF402  # `is_over` looks at the list while it grows
     return received
 
