@@ -18,7 +18,7 @@ _LENGTH_AT, _LENGTH_ENDS = 8, 12
 
 
 def read_any_header_name() -> None:
-    """Have aiokafka's consumers show bytes of a header's name that are no UTF-8 as `\\xNN`, from now on."""
+    """Have aiokafka's consumers show bytes of a header's name that are no UTF-8 in hexadecimal, from now on."""
     fetcher.MemoryRecords = _ForgivingRecords
 
 
@@ -62,12 +62,12 @@ class _ForgivingBatch:
             return iter(_PatientBatch(self._whole))
 
 
-class _PatientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka is untyped here
+class _PatientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # meant to be final: nobody else has its parser
     """aiokafka's parser in Python, over bytes that decode whatever they hold."""
 
     def _maybe_uncompress(self) -> None:
         super()._maybe_uncompress()
-        self._buffer = _Decodable(self._buffer)
+        self._buffer: bytearray = _Decodable(self._buffer)
 
 
 class _Decodable(bytearray):

@@ -15,6 +15,7 @@ from faust.auth import Credentials
 from faust.sensors import Monitor
 
 from emostream.connectors.broker import KafkaAccess
+from emostream.connectors.header_names import read_any_header_name
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
@@ -57,6 +58,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         scratch: A folder that Faust writes into, even where no table uses it.
     """
     access = settings.kafka_access
+    read_any_header_name()
     app = faust.App(
         settings.group,
         broker=[f"kafka://{address}" for address in access.servers],

@@ -50,8 +50,7 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
     redis_outage: Literal["wait", "skip"] = Field(
         "wait",
-        description="While Redis is away: wait for it (the lag grows, nothing is missing), or skip it: answers go on to "
-        "Kafka, and Redis never hears of them.",
+        description="While Redis is away: wait (the lag grows), or skip: answers stay in Kafka alone.",
     )
     redis_keep_s: int = Field(86_400, ge=60, description="Seconds that answers and trends live in Redis.")
 

@@ -104,7 +104,7 @@ def settle(
     deadline_s = time.monotonic() + within_s
     left = ledger.wanted
     records = read_records(
-        settings.kafka,
+        settings.kafka_access,
         [settings.emotions_topic, settings.dead_letters_topic],
         from_beginning=True,
         stopping=lambda: not left or time.monotonic() > deadline_s,
@@ -169,7 +169,7 @@ class Traffic:
 
     def _publish_all(self, with_clip: set[str]) -> None:
         settings, started = self._settings, time.monotonic()
-        with RecordProducer(bootstrap=settings.kafka) as producer:
+        with RecordProducer(settings.kafka_access) as producer:
             for number, id_ in enumerate(self.posts):
                 post = Post(id=id_, text=self._text(number), source="tests", clip=id_ in with_clip)
                 producer.publish(settings.posts_topic, key=id_, value=encode_post(post))

@@ -27,7 +27,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def prepared(bootstrap: str, stack: Stack, **changes: object) -> Settings:
     """Return settings for a broker of a test's own, its topics created."""
     settings = make_settings(Broker("kafka", bootstrap), stack, **changes)
-    create_topics(settings.kafka, settings.topics, partitions=PARTITIONS, replication=-1)
+    create_topics(settings.kafka_access, settings.topics, partitions=PARTITIONS, replication=-1)
     return settings
 
 

@@ -129,7 +129,7 @@ def test_malformed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_pa
     posts = [*nasty_posts(), *drawn(anything, int(sized(10_000, 700)))]
     clips = damaged_recordings(int(sized(1_000, 80)))
     with running_worker(settings, tmp_path / "log") as worker:
-        with RecordProducer(bootstrap=settings.kafka) as producer:
+        with RecordProducer(settings.kafka_access) as producer:
             for number, value in enumerate(posts):
                 producer.publish(settings.posts_topic, key=f"k{number}", value=value)
             for number, clip in enumerate(clips):
@@ -175,7 +175,7 @@ class RawName(str):
 def test_header_names_that_are_no_utf8(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
     ids = [f"post-{number}" for number in range(50)]
     with running_worker(settings, tmp_path / "log") as worker:
-        with RecordProducer(bootstrap=settings.kafka) as producer:
+        with RecordProducer(settings.kafka_access) as producer:
             for number, id_ in enumerate(ids):
                 value = encode_post(Post(id=id_, text="what a day")) if number % 5 else b"no post"
                 producer.publish(settings.posts_topic, key=id_, value=value, headers=[(RawName("x"), b"\xff")])

@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def own(cluster: Cluster, stack: Stack) -> Settings:
     """Settings for it, the topics created."""
     settings = make_settings(Broker("kafka", cluster.bootstrap), stack)
-    create_topics(settings.kafka, settings.topics, partitions=PARTITIONS, replication=-1)
+    create_topics(settings.kafka_access, settings.topics, partitions=PARTITIONS, replication=-1)
     return settings
 
 
@@ -58,7 +58,7 @@ def test_a_topic_that_is_gone(cluster: Cluster, own: Settings, note_row: NoteRow
         cluster.tool("kafka-topics", "--delete", "--topic", own.emotions_topic)
         with Traffic(own, int(sized(2_000, 200)), name="during") as during:
             await_true(lambda: worker.metric("emostream_sink_errors_total", sink="kafka") > 0, within_s=90)
-            create_topics(own.kafka, [own.emotions_topic], partitions=PARTITIONS, replication=-1)
+            create_topics(own.kafka_access, [own.emotions_topic], partitions=PARTITIONS, replication=-1)
             ledger = during.settle(within_s=sized(150, 120))
     note_row("`emotions` refuses: topic missing, then there again", "kafka", ledger)
 
