@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo up test check lint links types layers format schemas docs bench bench-lanes bench-scorer bench-features ablation clean
+.PHONY: help install demo up test check lint links types layers format schemas docs test-faults soak bench bench-lanes bench-scorer bench-features ablation clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,12 @@ up: install ## The same stack, empty, until Ctrl-C
 
 test: install check ## Checks, then every test, on the embedded broker and on Apache Kafka where there is one
 	$(BIN)/pytest
+
+test-faults: install ## Every fault at its full size, an hour or two; writes the table in docs/guarantees.md anew
+	EMOSTREAM_FAULTS=full EMOSTREAM_FAULTS_TABLE=docs/guarantees.md $(BIN)/pytest tests/faults
+
+soak: install ## Half an hour at 70 % load: memory, open files and latency must stay flat
+	$(BIN)/python tests/bench/soak.py
 
 check: install lint types layers ## ruff, mypy --strict, import-linter
 

@@ -161,6 +161,11 @@ class Traffic:
         if self._fault is not None and kind is None:
             raise self._fault
 
+    @property
+    def published(self) -> bool:
+        """Whether everything has been published, or publishing failed."""
+        return not self._thread.is_alive()
+
     def _publish(self) -> None:
         try:
             self._publish_all(set(self.clips))

@@ -11,6 +11,7 @@ from emostream.model.audio import Recording
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.errors import CheckpointError
 from emostream.model.language import LanguageDetector
+from emostream.model.network import TextBranch
 from emostream.model.samples import (
     ATTRIBUTES,
     FLAG_LANGUAGE,
@@ -200,3 +201,27 @@ def test_padding_share_is_accounted_for(shipped_scorer: EmotionScorer, size: int
     batch = shipped_scorer.score([Item(text="one two three")] * size)
     assert 0 < batch.tokens <= batch.padded_tokens
     assert batch.tokens == sum(outcome.tokens for outcome in batch.outcomes)
+
+
+def test_a_device_that_is_full_gets_half_from_then_on(
+    shipped_scorer: EmotionScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [Item(text=f"what a day, number {number}") for number in range(200)]
+    expected = [outcome.scores for outcome in outcomes(shipped_scorer, texts)]
+    forward, sizes = TextBranch.forward, []
+
+    def forward_or_raise(self: TextBranch, ids_WT: torch.Tensor) -> torch.Tensor:
+        sizes.append(ids_WT.numel())
+        if ids_WT.numel() > 300:
+            raise torch.OutOfMemoryError(f"no memory for {ids_WT.numel()} tokens")
+        return forward(self, ids_WT)
+
+    monkeypatch.setattr(TextBranch, "forward", forward_or_raise)
+    full = EmotionScorer.load(SHIPPED, device="cpu", precision="float32")
+    first, second = full.score(texts), full.score(texts)
+    assert [first.halvings, second.halvings] == [2, 0]
+    assert max(sizes[-10:]) <= 256
+    np.testing.assert_allclose([outcome.scores for outcome in second.outcomes], expected, atol=1e-5)
+    monkeypatch.setattr(TextBranch, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(torch.OutOfMemoryError, match="none at all"):
+        full.score(texts[:1])

@@ -1,0 +1,120 @@
+"""Half an hour at 70 % of what one worker can do: memory, open files and latency must stay flat.
+
+Measures first what the worker can do, then publishes posts, every tenth with a clip, at a share of it, and looks every
+ten seconds. Prints a line for each of ten stretches of time, and the last stretch beside the second (the first one warms
+up). Run with `make soak`; `--kafka HOST:PORT` takes a running Kafka in place of the embedded broker.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from accounts import Traffic
+from faulty import resident_mib
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from support import RunningWorker, await_true, running_worker
+
+from emostream.connectors.topics import create_topics
+from emostream.streams.settings import Settings
+from emostream.streams.stack import embedded_stack
+
+_LOOK_S = 10.0
+_STRETCHES = 10
+_COLUMNS = ("answers/s", "mean latency, ms", "p95 at most, ms", "memory, MiB", "open files")
+
+
+def look(worker: RunningWorker) -> dict[str, float]:
+    """Return what counts at this moment."""
+    buckets = {}
+    for line in worker.get("/metrics")[1].splitlines():
+        if line.startswith("emostream_latency_seconds_bucket"):
+            bound = line.split('le="')[1].split('"')[0]
+            buckets[bound] = buckets.get(bound, 0.0) + float(line.rpartition(" ")[2])
+    children = [Path(f"/proc/{pid}/fd") for pid in worker.children()]
+    return {
+        "time_s": time.monotonic(),
+        "answers": worker.metric("emostream_latency_seconds_count"),
+        "latency_s": worker.metric("emostream_latency_seconds_sum"),
+        "memory_mib": resident_mib(worker.process.pid),
+        "files": worker.metric("process_open_fds") + sum(len(list(folder.iterdir())) for folder in children),
+        **{f"le {bound}": count for bound, count in buckets.items()},
+    }
+
+
+def stretch(looks: list[dict[str, float]]) -> list[float]:
+    """Return the columns of a stretch of time."""
+    first, last = looks[0], looks[-1]
+    answers = last["answers"] - first["answers"]
+    below = {key[3:]: last[key] - first[key] for key in last if key.startswith("le ")}
+    p95_s = min((float(bound) for bound, count in below.items() if count >= 0.95 * answers), default=float("inf"))
+    return [
+        answers / (last["time_s"] - first["time_s"]),
+        1000 * (last["latency_s"] - first["latency_s"]) / max(1.0, answers),
+        1000 * p95_s,
+        float(np.median([each["memory_mib"] for each in looks])),
+        float(np.median([each["files"] for each in looks])),
+    ]
+
+
+def capacity(worker: RunningWorker, count: int) -> float:
+    """Return how many posts a second the worker answers from a backlog."""
+    before = worker.metric("emostream_answers_total")
+    with Traffic(worker.settings, count, name="backlog"):
+        started = time.monotonic()
+    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=300)
+    return count / (time.monotonic() - started)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
+    parser.add_argument("--load", type=float, default=0.7, help="share of what the worker can do (0.7)")
+    parser.add_argument("--kafka", help="bootstrap address of a running Kafka; the embedded broker if not given")
+    options = parser.parse_args()
+    console = Console()
+    with embedded_stack() as stack, tempfile.TemporaryDirectory() as folder:
+        unique = uuid.uuid4().hex[:8]
+        settings = Settings(
+            kafka=options.kafka or stack.kafka, redis=stack.redis, redis_prefix=f"{unique}:", group=unique,
+            posts_topic=f"posts-{unique}", clips_topic=f"clips-{unique}", emotions_topic=f"emotions-{unique}",
+            dead_letters_topic=f"dead-{unique}", session_timeout_s=6, http_port=0,
+        )  # fmt: skip
+        create_topics(settings.kafka_access, settings.topics, partitions=4, replication=-1)
+        with running_worker(settings, Path(folder) / "log") as worker:
+            capacity(worker, 300)  # warm-up
+            rate = options.load * capacity(worker, 1_500)
+            console.print(f"{rate:.0f} posts a second, {options.load:.0%} of what this worker can do")
+            looks = []
+            with (
+                Progress(console=console) as progress,
+                Traffic(settings, int(rate * 60 * options.minutes), rate=rate) as traffic,
+            ):
+                task = progress.add_task("soaking", total=60 * options.minutes)
+                while not traffic.published:
+                    looks.append(look(worker))
+                    time.sleep(_LOOK_S)
+                    progress.advance(task, _LOOK_S)
+            account = traffic.settle().account
+            restarts = worker.metric("emostream_gpu_worker_restarts_total")
+            rebalances = worker.metric("emostream_rebalances_total")
+    size = len(looks) // _STRETCHES
+    rows = [stretch(looks[number * size : (number + 1) * size + 1]) for number in range(_STRETCHES)]
+    table = Table("minute", *_COLUMNS)
+    for number, row in enumerate(rows):
+        table.add_row(f"{number * options.minutes / _STRETCHES:.0f}", *(f"{value:.0f}" for value in row))
+    table.add_row("last : second", *(f"{last / second:.2f}" for second, last in zip(rows[1], rows[-1], strict=True)))
+    console.print(table)
+    console.print(f"{account}, restarts of the model's process: {restarts:.0f}, rebalances: {rebalances:.0f}")
+
+
+if __name__ == "__main__":
+    main()
