@@ -90,6 +90,20 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     r_drop: float = 0.0
 
 
+class HeadRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The heads stage: some heads learn on, alone, on top of the finished encoder.
+
+    Attributes:
+        datasets: Names of data sets of the text stage whose heads do; each has one head.
+        optimisation: How they descend.
+        class_weight_power: As for a data set, in place of what the text stage did.
+    """
+
+    datasets: Annotated[tuple[str, ...], Meta(min_length=1)]
+    optimisation: Optimisation
+    class_weight_power: float = 0.0
+
+
 class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The voice stage: MobileNet over images of speech.
 
@@ -161,6 +175,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         name: Name of the model that comes out.
         version: Its version.
         text: The text stage.
+        heads: The heads stage; without it, heads stay as the text stage left them.
         voice: The voice stage; without it, the model reads texts alone.
         fusion: The fusion stage.
         precision: `auto`, `float32` or `bfloat16`.
@@ -171,6 +186,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     version: str
     text: TextRecipe
     fusion: FusionRecipe
+    heads: HeadRecipe | None = None
     voice: VoiceRecipe | None = None
     precision: str = "auto"
     seed: int = 7

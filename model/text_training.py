@@ -143,30 +143,37 @@ class TextStage(Stage):
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each data set's development split, each head at its own best temperature."""
-        logits = self._dev_logits()
-        temperatures = _head_temperatures(self._dev_sets, logits)
+        return self.judge_sets(self._dev_sets)
+
+    def judge_sets(self, datasets: Sequence[Dataset]) -> tuple[Evaluation, ...]:
+        """Evaluate some data sets, each head at the temperature that is best for them."""
+        logits = self._logits(datasets)
+        temperatures = _head_temperatures(datasets, logits)
         return tuple(
             evaluate_scores(dataset, torch.softmax(logits_NC / _column(dataset, temperatures), -1).numpy())
-            for dataset, logits_NC in zip(self._dev_sets, logits, strict=True)
+            for dataset, logits_NC in zip(datasets, logits, strict=True)
         )
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperature of each head, fitted on all development examples that it answers."""
-        return _head_temperatures(self._dev_sets, self._dev_logits())
+        return _head_temperatures(self._dev_sets, self._logits(self._dev_sets))
 
     def pool(self, dataset: Dataset) -> Tensor:
         """Return pooled_ND of a data set's texts."""
         windows = self.tokenizer.windows(dataset.texts)
         return pool_texts(self.branch, windows, pad_id=self.tokenizer.layout.pad_id, compute=self._compute)[0]
 
-    def emotion_sets(self, split: str) -> list[Dataset]:
-        """Return the data sets labelled with our seven labels, of the split `train` or `dev`."""
-        datasets = self._train_sets if split == "train" else self._dev_sets
-        return [dataset for dataset in datasets if EMOTION in dataset.classes]
+    def sets(self, split: str) -> list[Dataset]:
+        """Return the data sets of the split `train` or `dev`."""
+        return list(self._train_sets if split == "train" else self._dev_sets)
 
-    def _dev_logits(self) -> list[Tensor]:
-        """Return logits_NC per development split, each text answered by the head that its labels belong to."""
-        return [self._head_logits(self.pool(dataset), dataset) for dataset in self._dev_sets]
+    def emotion_sets(self, split: str) -> list[Dataset]:
+        """Return those that are labelled with our seven labels."""
+        return [dataset for dataset in self.sets(split) if EMOTION in dataset.classes]
+
+    def _logits(self, datasets: Sequence[Dataset]) -> list[Tensor]:
+        """Return logits_NC per data set, each text answered by the head that its labels belong to."""
+        return [self._head_logits(self.pool(dataset), dataset) for dataset in datasets]
 
     @torch.no_grad()
     def _head_logits(self, pooled_ND: Tensor, dataset: Dataset) -> Tensor:

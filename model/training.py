@@ -1,7 +1,8 @@
-"""A recipe -> a checkpoint, in three stages. Called by `emostream train`.
+"""A recipe -> a checkpoint, in stages. Called by `emostream train`.
 
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
+    RUN/heads         some of these heads, longer   (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
     RUN/fusion        the head over both            (fusion_training.py)
     RUN/best          the checkpoint that comes out, ready for use
@@ -21,6 +22,7 @@ from emostream.model.encoder import encoder_settings
 from emostream.model.errors import RecipeError
 from emostream.model.evaluation import Evaluation
 from emostream.model.fusion_training import FusionStage
+from emostream.model.head_training import HeadStage
 from emostream.model.network import FusedEmotionModel
 from emostream.model.pooling import Compute
 from emostream.model.recipe import Recipe
@@ -72,6 +74,11 @@ def train(
         voice = VoiceStage(recipe.voice, data=data, compute=compute, seed=recipe.seed, fold=fold)
 
     text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
+    judged = {each.task: each for each in text_progress.best.evaluations}
+    if recipe.heads is not None:
+        heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
+        head_progress = run_stage(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
+        judged |= {each.task: each for each in head_progress.best.evaluations}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
 
@@ -80,8 +87,8 @@ def train(
     fusion_progress = run_stage(fusion, folder=run / "fusion", compute=compute, seed=recipe.seed, on_step=on_step)
 
     # The seven labels are answered by the fusion head; the text stage's own figures of them are not what comes out.
-    heads = (each for each in text_progress.best.evaluations if each.labels != LABELS)
-    evaluations = (*fusion_progress.best.evaluations, *heads)
+    attributes = (each for each in judged.values() if each.labels != LABELS)
+    evaluations = (*fusion_progress.best.evaluations, *attributes)
     if processes()[0] == 0:
         save_checkpoint(_checkpoint(recipe, text=text, voice=voice, fusion=fusion), run / "best")
         write_reports(evaluations, run / "figures", title="On development data, which chose epochs and temperatures")

@@ -1,7 +1,7 @@
 """Half an hour at 70 % of what one worker can do: memory, open files and latency must stay flat.
 
-Measures first what the worker can do, then publishes posts, every tenth with a clip, at a share of it, and looks every
-ten seconds. Prints a line for each of ten stretches of time, and the last stretch beside the second (the first one warms
+Measures first what the worker can do, then publishes posts at a share of it, every tenth with a clip, and looks every
+ten seconds. Prints a line for each of ten stretches of time, and the last beside the second (the first one warms
 up). Run with `make soak`; `--kafka HOST:PORT` takes a running Kafka in place of the embedded broker.
 """
 

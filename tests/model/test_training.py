@@ -24,6 +24,7 @@ from emostream.model.recipe import (
     SHIPPED_RECIPE,
     DatasetChoice,
     FusionRecipe,
+    HeadRecipe,
     Optimisation,
     Recipe,
     TextRecipe,
@@ -56,6 +57,11 @@ RECIPE = Recipe(
         head_width=16,
         optimisation=Optimisation(epochs=6, batch_size=8, learning_rate=2e-3, head_learning_rate=5e-3),
     ),
+    heads=HeadRecipe(
+        datasets=("tweeteval/irony",),
+        class_weight_power=0.5,
+        optimisation=Optimisation(epochs=2, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-3),
+    ),
     voice=VoiceRecipe(
         datasets=(DatasetChoice("ravdess", "ravdess"),),
         width_multiplier=0.25,
@@ -84,7 +90,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     steps: list[tuple[str, int, int]] = []
     train(RECIPE, data=data, run=folder, device="cpu", on_step=lambda *step: steps.append(step[:3]))
-    for stage in ("text", "voice", "fusion"):
+    for stage in ("text", "heads", "voice", "fusion"):
         told = [(done, total) for name, done, total in steps if name == stage]
         assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
     return folder
@@ -107,7 +113,7 @@ def test_every_path_learns(run: Path, data: Path) -> None:
 
 
 def test_a_run_leaves_logs_curves_and_figures(run: Path) -> None:
-    for stage in ("text", "voice", "fusion"):
+    for stage in ("text", "heads", "voice", "fusion"):
         with (run / stage / "log.csv").open() as lines:
             rows = list(csv.DictReader(lines))
         assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
@@ -133,7 +139,7 @@ def _stem(name: str) -> str:
     return {"meld": "meld-dev", "ravdess": "ravdess-dev-voice", "tweeteval/irony": "tweeteval-irony-dev"}[name]
 
 
-@pytest.mark.parametrize("stage", ["text", "voice"])
+@pytest.mark.parametrize("stage", ["text", "heads", "voice"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, tmp_path: Path, stage: str) -> None:
     class Interrupted(Exception):
         pass
@@ -142,7 +148,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, 
         if name == stage and done == total // 2 + 1:  # in the middle of an epoch
             raise Interrupted
 
-    for earlier in ("text",) if stage == "voice" else ():
+    for earlier in {"text": (), "heads": ("text",), "voice": ("text", "heads")}[stage]:
         shutil.copytree(run / earlier, tmp_path / earlier)
     with pytest.raises(Interrupted):
         train(RECIPE, data=data, run=tmp_path, device="cpu", on_step=interrupt)
@@ -180,6 +186,14 @@ def test_a_recipe_that_leaves_pairs_out_is_refused(run: Path, data: Path, tmp_pa
     fusion = msgspec.structs.replace(RECIPE.fusion, match_by_label=False)
     with pytest.raises(RecipeError, match="nothing has both text and voice"):
         train(msgspec.structs.replace(RECIPE, fusion=fusion), data=data, run=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["goemotions", "tweeteval/hate"])
+def test_heads_of_unknown_data_sets_are_refused(run: Path, data: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(run / "text", tmp_path / "text")
+    recipe = msgspec.structs.replace(RECIPE, heads=msgspec.structs.replace(RECIPE.heads, datasets=(name,)))
+    with pytest.raises(RecipeError, match=name):
+        train(recipe, data=data, run=tmp_path, device="cpu")
 
 
 def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_path: Path) -> None:
