@@ -51,6 +51,8 @@ class Evaluation(msgspec.Struct, frozen=True):
         uar: Unweighted average recall.
         wa: Weighted accuracy: recall of each class weighted by its share of the examples.
         ece: Expected calibration error of the highest score, 15 bins.
+        ece_by_chance: What it would be on average if the scores were calibrated perfectly: bins of few examples are
+            never even. Of 240 examples it is some 0.07, of 5,000 some 0.015.
         official: The metric of the data set's authors.
         per_class: Figures by label.
         confusion: Rows are true labels, columns answers, both in the order of `labels`.
@@ -74,6 +76,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     modalities: tuple[str, ...] = ("text",)
     n_unread: int = 0
+    ece_by_chance: float = 0.0
 
 
 def evaluate_scores(
@@ -111,6 +114,7 @@ def evaluate_scores(
         uar=uar,
         wa=float((recall * support).sum() / support.sum()),
         ece=expected_calibration_error(kept_NC.max(1), truth_N == answer_N),
+        ece_by_chance=chance_calibration_error(kept_NC.max(1)),
         official=_official(dataset, scores_NC, per_class=per_class, macro_f1=macro_f1, uar=uar),
         per_class=per_class,
         confusion=confusion_matrix(truth_N, answer_N, labels=classes).tolist(),
@@ -137,6 +141,13 @@ def expected_calibration_error(confidence_N: NDArray[np.float32], right_N: NDArr
         for b in np.unique(bins_N)
     ]
     return float(sum(gaps) / len(confidence_N))
+
+
+def chance_calibration_error(confidence_N: NDArray[np.float32], *, draws: int = 100) -> float:
+    """Return the mean calibration error of answers that are right exactly as often as their confidence says."""
+    chance = np.random.default_rng(0)
+    worlds = (chance.random(len(confidence_N)) < confidence_N for _ in range(draws))
+    return float(np.mean([expected_calibration_error(confidence_N, right_N) for right_N in worlds]))
 
 
 def fit_temperature(logits_NC: Tensor, examples: Sequence[Example]) -> float:

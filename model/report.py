@@ -45,7 +45,7 @@ _FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
 _LEGEND = (
     "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
     "share of the examples. UAR is the unweighted mean of the recalls. ECE is the expected calibration error of the "
-    "highest score; for it, lower is better."
+    "highest score; for it, lower is better, and what perfect calibration would show is called ECE by chance."
 )
 
 
@@ -57,7 +57,10 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
         Text(heading(evaluation), style="bold"),
         Text(f"{evaluation.n} examples with one label{left_out}"),
         Text("   ".join(f"{name} {figure(evaluation):.4f}" for name, figure in _FIGURES.items())),
-        Text(f"official metric: {evaluation.official.name} {evaluation.official.value:.4f}"),
+        Text(
+            f"official metric: {evaluation.official.name} {evaluation.official.value:.4f}; "
+            f"ECE by chance {evaluation.ece_by_chance:.4f}"
+        ),
         sep="\n",
     )
     console.print(_class_table(evaluation))

@@ -7,6 +7,7 @@ import torch
 from emostream.model.datasets import Dataset, Example
 from emostream.model.evaluation import (
     Evaluation,
+    chance_calibration_error,
     evaluate_scores,
     expected_calibration_error,
     first_labels,
@@ -62,6 +63,17 @@ def test_figures_by_hand() -> None:
     assert result.wa == pytest.approx(2 / 3 * 3 / 4 + 1 * 1 / 4)
     assert result.confusion[JOY] == [0, 0, 1, 2, 0, 0, 0]
     assert result.ece == pytest.approx(0.05, abs=1e-6)
+
+
+def test_chance_alone_makes_a_calibration_error() -> None:
+    chance = np.random.default_rng(1)
+    confidence_N = chance.uniform(0.3, 1.0, 20_000).astype(np.float32)
+    right_N = chance.random(20_000) < confidence_N
+    for n in (200, 20_000):
+        by_chance = chance_calibration_error(confidence_N[:n])
+        assert expected_calibration_error(confidence_N[:n], right_N[:n]) == pytest.approx(by_chance, rel=0.5)
+    assert chance_calibration_error(confidence_N[:200]) > 5 * chance_calibration_error(confidence_N)
+    assert chance_calibration_error(np.ones(50, dtype=np.float32)) == 0
 
 
 def test_weighted_accuracy_equals_accuracy_where_unweighted_recall_does_not() -> None:
