@@ -62,7 +62,7 @@ class Ledger:
 
     def note(self, settings: Settings, record: Received) -> None:
         """Note one record of an output topic."""
-        id_ = (record.key or b"").decode()
+        id_ = (record.key or b"").decode(errors="replace")
         if record.topic == settings.emotions_topic:
             answer = decode_emotion(record.value or b"")
             self.answers[id_, tuple(answer.modalities)] += 1
@@ -111,7 +111,7 @@ def settle(
     )
     for record in records:
         ledger.note(settings, record)
-        id_ = (record.key or b"").decode()
+        id_ = (record.key or b"").decode(errors="replace")
         left -= {pair for pair in (("text", id_), ("voice", id_)) if pair in ledger.answered or pair in ledger.dead}
     return ledger
 

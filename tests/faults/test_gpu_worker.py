@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import uuid
 from pathlib import Path
 
 from accounts import NoteRow, Traffic, sized
@@ -12,16 +13,18 @@ from emostream.model.checkpoint import SHIPPED
 from emostream.streams.settings import Settings
 
 
-def test_killed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
-    with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(5_000, 500))) as traffic:
-        answered = 0.0
-        for _ in range(int(sized(5, 1))):
+def test_killed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow) -> None:
+    worker, name = shared_worker, uuid.uuid4().hex[:8]
+    died = worker.metric("emostream_gpu_worker_restarts_total", cause="died")
+    kills = int(sized(5, 1))
+    with Traffic(worker.settings, int(sized(5_000, 500)), name=name) as traffic:
+        for _ in range(kills):
+            answered = worker.metric("emostream_answers_total")
             await_true(lambda least=answered: worker.metric("emostream_answers_total") > least, within_s=60)
             os.kill(worker.gpu_worker(), signal.SIGKILL)
-            answered = worker.metric("emostream_answers_total") + 100
         ledger = traffic.settle(within_s=sized(150, 60))
-        assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") >= 1
-        assert worker.process.poll() is None
+    assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") - died == kills
+    assert worker.process.poll() is None
     account = note_row("GPU worker killed (SIGKILL)", broker.name, ledger)
     assert account.dead_letters == 0
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from accounts import counted
 from redis import Redis
 from support import (
     Broker,
@@ -52,7 +52,7 @@ def test_posts_are_answered_in_kafka_and_redis_and_counted(shared_worker: Runnin
         for post in posts:
             stored_answer = decode_emotion(redis.hget(f"{prefix}emotion:{post.id}", "answer").encode())
             assert stored_answer == answers[post.id]
-    await_true(lambda: counted_posts(worker.settings) == worker.metric("emostream_answers_total"), within_s=20)
+    await_true(lambda: counted(worker.settings) == worker.metric("emostream_answers_total"), within_s=20)
     await_true(lambda: worker.metric("emostream_answers_total") - before["emostream_answers_total"] == 120, within_s=10)
     assert worker.metric("emostream_records_in_total") - before["emostream_records_in_total"] == 120
     assert worker.metric("emostream_latency_seconds_count", path="text") >= 120
@@ -96,64 +96,6 @@ def test_a_record_with_neither_key_nor_value_is_accounted_for(shared_worker: Run
     before = worker.metric("emostream_dead_letters_total", reason="empty")
     publish_raw(worker.settings, [(None, b"")])
     await_true(lambda: worker.metric("emostream_dead_letters_total", reason="empty") == before + 1, within_s=30)
-
-
-def test_a_killed_gpu_worker_loses_no_post_and_needs_no_restart(shared_worker: RunningWorker) -> None:
-    worker = shared_worker
-    (child,) = worker.children()
-    died = worker.metric("emostream_gpu_worker_restarts_total", cause="died")
-    answered = worker.metric("emostream_answers_total")
-    posts = make_posts(1500)
-    publish(worker.settings, posts)
-    await_true(lambda: worker.metric("emostream_answers_total") > answered, within_s=60)
-    os.kill(child, signal.SIGKILL)
-    records = collect_answers(worker.settings, {post.id for post in posts})
-    assert {record.key.decode() for record in records} == {post.id for post in posts}
-    assert worker.process.poll() is None
-    assert worker.children() != [child]
-    assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") == died + 1
-
-
-def counted_posts(settings: Settings) -> int:
-    """Return how many posts Redis has counted, over all minutes and sources."""
-    with Redis.from_url(settings.redis.get_secret_value(), decode_responses=True) as redis:
-        trends = [redis.hvals(key) for key in redis.keys(f"{settings.redis_prefix}trend:*")]
-    return sum(int(count) for trend in trends for count in trend)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_that_ends_in_mid_stream_loses_nothing(settings: Settings, number: signal.Signals, tmp_path) -> None:
-    posts = make_posts(2000)
-    with running_worker(settings, tmp_path / "first") as first:
-        publish(settings, posts)
-        await_true(lambda: first.metric("emostream_answers_total") > 100, within_s=60)
-        code = first.end(number)
-    assert code == (0 if number == signal.SIGTERM else -number)
-    with running_worker(settings, tmp_path / "second"):
-        records = collect_answers(settings, {post.id for post in posts})
-        # Redis is written after Kafka; that no post counts twice holds at any time.
-        await_true(lambda: counted_posts(settings) >= 2000, within_s=30)
-    assert {record.key.decode() for record in records} == {post.id for post in posts}
-    assert counted_posts(settings) == 2000, "each post counts once"
-    if number == signal.SIGTERM:
-        assert len(records) == 2000, "a worker that drains answers nothing twice"
-
-
-def test_a_second_worker_joins_and_leaves(settings: Settings, tmp_path) -> None:
-    posts = make_posts(2400)
-    with running_worker(settings, tmp_path / "first") as first:
-        publish(settings, posts[:1200])
-        with running_worker(settings, tmp_path / "second") as second:
-            publish(settings, posts[1200:])
-            await_true(
-                lambda: second.metric("emostream_answers_total") > 50,
-                within_s=60,
-                what=lambda: second.log.read_text()[-2000:],
-            )
-            assert second.end() == 0
-        records = collect_answers(settings, {post.id for post in posts})
-        assert first.process.poll() is None
-    assert {record.key.decode() for record in records} == {post.id for post in posts}
 
 
 def test_the_log_never_holds_what_people_wrote(shared_worker: RunningWorker) -> None:
