@@ -3,12 +3,14 @@
 messages     every wire format: topics, structs, decode and encode
 schemas      JSON Schema files of those formats, generated from the code
 topics       which topics exist; creating what is missing
-broker       connecting to Kafka, and what is said when nobody answers
+broker       where Kafka is and how to get in: addresses, TLS, SASL
+connecting   reaching it, and what is said when it does not answer or does not let us in
 producer     kafka-python producer that sources publish through
 jsonl        `emostream ingest jsonl`: a file or standard input -> posts
 clips        `emostream ingest clips`: a folder -> clips, and the posts beside them
 recordings   what is in that folder; ledger: what of it was published and confirmed
 transcode    a recording -> one that fits into a record; ffmpeg: opening what strangers recorded
 reader       answers and dead letters, read back (`emostream watch`)
+redis_access where Redis is and how to get in
 sinks        where answers go: one protocol, Kafka (kafka_sink) and Redis (redis_sink)
 """

@@ -1,22 +1,14 @@
-"""Kafka: where it is and how to get in, connecting with kafka-python, and what is said when that fails."""
+"""Where Kafka is, and how to get in. Made by the settings, taken by everything that talks to Kafka."""
 
 import ssl
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from kafka.errors import KafkaError
+from typing import Any, Literal
 
 from emostream.connectors.errors import BrokerError
 
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-
-_PATIENCE_MS = 10_000
-"""How long a broker may take to answer at first: a restarting Kafka takes some 3 s, a wrong address for ever."""
-
-Client = TypeVar("Client")
 
 
 @dataclass(frozen=True)
@@ -54,13 +46,18 @@ class KafkaAccess:
         """Whether the protocol is one of SASL."""
         return self.protocol.startswith("SASL_")
 
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the protocol is one over TLS."""
+        return self.protocol.endswith("SSL")
+
     def tls(self) -> ssl.SSLContext | None:
         """Return what TLS needs; None where the protocol has none.
 
         Raises:
             BrokerError: A file cannot be read, or holds something else.
         """
-        if not self.protocol.endswith("SSL"):
+        if not self.speaks_tls:
             return None
         try:
             context = ssl.create_default_context(cafile=self.ca)
@@ -93,22 +90,3 @@ class KafkaAccess:
                 "sasl_plain_password": self.password,
             }
         return settings
-
-
-def connect(client: Callable[..., Client], access: KafkaAccess, **settings: Any) -> Client:
-    """Create a kafka-python client that has reached its broker.
-
-    Args:
-        client: `KafkaProducer`, `KafkaConsumer` or `KafkaAdminClient`.
-        access: Where Kafka is, and how to get in.
-        settings: Its other settings.
-
-    Raises:
-        BrokerError: No broker answers, or it does not let us in.
-    """
-    try:
-        return client(**access.client_settings(), bootstrap_timeout_ms=_PATIENCE_MS, **settings)
-    except KafkaError as error:
-        raise BrokerError(
-            f"no Kafka answers at {access.addresses} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
-        ) from error

@@ -4,6 +4,8 @@
     ├── MalformedRecord   decoding a record of `posts` or `clips`: its reason is the dead letter's; reading a recording
     ├── RecordingsError   `ingest clips`: the folder cannot be read, its state cannot be kept
     ├── BrokerError       creating topics, publishing: the broker is away or refuses
+    │   └── BrokerAway        connecting: none answers; one may later (retriable)
+    ├── AccessRefused     connecting: Kafka or Redis answers, but does not let us in: TLS, user, password, rights
     └── SinkError         writing answers
         ├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
         └── RecordRefused     one record can never be written (too large); carries which
@@ -42,6 +44,19 @@ class BrokerError(ConnectorError):
     """The broker is away or refuses."""
 
     reason = "broker"
+
+
+class BrokerAway(BrokerError):
+    """No broker answers; one may later."""
+
+    reason = "broker_away"
+    retriable = True
+
+
+class AccessRefused(ConnectorError):
+    """Kafka or Redis answers and does not let us in; it would say the same again."""
+
+    reason = "access_refused"
 
 
 class SinkError(ConnectorError):

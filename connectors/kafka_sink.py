@@ -12,7 +12,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
 
 from emostream.connectors.broker import KafkaAccess
-from emostream.connectors.errors import RecordRefused, SinkUnavailable
+from emostream.connectors.connecting import knock
+from emostream.connectors.errors import ConnectorError, RecordRefused, SinkUnavailable
 from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, encode_emotion
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.connectors.sinks import Answer
@@ -39,6 +40,7 @@ class KafkaWriter:
 
     def __init__(self, *, topic: str, access: KafkaAccess, request_timeout_s: float = 30.0) -> None:
         self._topic = topic
+        self._access = access
         self._settings: dict[str, Any] = {
             **access.client_settings(),
             "acks": "all",
@@ -61,7 +63,7 @@ class KafkaWriter:
         try:
             producer = await self._started()
         except KafkaError as error:
-            raise SinkUnavailable(f"{self._topic}: {error!r}") from error
+            raise SinkUnavailable(f"{self._topic}: {await self._why(error)}") from error
         outcomes = await self._deliver(producer, records)
         for position, outcome in enumerate(outcomes):
             if isinstance(outcome, MessageSizeTooLargeError):
@@ -100,6 +102,14 @@ class KafkaWriter:
                     self._settings["enable_idempotence"] = False
                     self._producer = await _start(self._settings)
             return self._producer
+
+    async def _why(self, error: KafkaError) -> str:
+        """Return why a producer does not start: aiokafka's own error says no more than that it did not."""
+        try:
+            await knock(self._access)
+        except ConnectorError as refusal:
+            return str(refusal)
+        return repr(error)
 
     async def _drop(self, producer: AIOKafkaProducer) -> None:
         """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh."""

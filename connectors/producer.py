@@ -12,7 +12,8 @@ from types import TracebackType
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from emostream.connectors.broker import KafkaAccess, connect
+from emostream.connectors.broker import KafkaAccess
+from emostream.connectors.connecting import connect
 from emostream.connectors.errors import BrokerError
 
 _log = logging.getLogger(__name__)

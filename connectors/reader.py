@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
-from emostream.connectors.broker import KafkaAccess, connect
+from emostream.connectors.broker import KafkaAccess
+from emostream.connectors.connecting import connect
 from emostream.connectors.errors import BrokerError
 
 

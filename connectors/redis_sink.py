@@ -12,14 +12,15 @@ newer, changes nothing. That makes a redelivered record harmless: it has the tim
 
 import contextlib
 import datetime as dt
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
 
-from emostream.connectors.errors import RecordRefused, SinkUnavailable
+from emostream.connectors.errors import AccessRefused, RecordRefused, SinkUnavailable
 from emostream.connectors.messages import Emotion, decode_emotion, encode_emotion
 from emostream.connectors.sinks import Answer, Known
 
@@ -88,6 +89,25 @@ class RedisSink:
         self._late_s = late_s
         self._model = model
         self._digest = ""
+
+    async def open(self) -> None:
+        """Find out whether Redis lets us in; one that is away is waited for by `write`.
+
+        Raises:
+            AccessRefused: Its certificate, or ours, or the user, the password or their rights will not do.
+        """
+        try:
+            self._digest = await self._redis.script_load(_STORE)
+        except (AuthenticationError, NoPermissionError) as error:
+            raise AccessRefused(
+                f"Redis refuses us ({error}); check EMOSTREAM_REDIS_USER and EMOSTREAM_REDIS_PASSWORD, or those in "
+                "EMOSTREAM_REDIS, and what its ACL allows this user"
+            ) from error
+        except (RedisError, OSError) as error:
+            if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
+                raise AccessRefused(
+                    f"no TLS to Redis ({error}); check EMOSTREAM_REDIS and EMOSTREAM_REDIS_CA"
+                ) from error
 
     async def write(self, answers: Sequence[Answer]) -> None:
         """Store answers in one round trip.

@@ -7,7 +7,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from emostream.connectors.broker import KafkaAccess, connect
+from emostream.connectors.broker import KafkaAccess
+from emostream.connectors.connecting import connect
 from emostream.connectors.errors import BrokerError
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 

@@ -55,6 +55,9 @@ _TOPIC_SETTINGS = (*KAFKA_ACCESS, "posts_topic", "clips_topic", "emotions_topic"
 _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 """Libraries that log each rebalance at length; their warnings are shown, the rest is not."""
 
+_TELLTALE_LOGGERS = ("aiokafka", "kafka")
+"""Libraries whose debug log shows settings and requests as they are, with passwords and posts in them. It stays off."""
+
 
 @app.command()
 def demo(
@@ -218,6 +221,9 @@ def _log_to_stderr(settings: Settings) -> None:
     if settings.log_level != "debug":
         for name in _QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
+    else:
+        for name in _TELLTALE_LOGGERS:
+            logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _run_to_the_end(service: "Worker") -> NoReturn:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,6 +11,9 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from emostream.streams.settings import Settings, default_shown
+
+SECRETS_DIR = "EMOSTREAM_SECRETS_DIR"
+"""Names a folder of files that hold one setting each, as Docker and Kubernetes hand secrets out."""
 
 
 def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -38,14 +42,17 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
 
 def _settings(given: dict[str, Any]) -> Settings:
     try:
-        return Settings(**given)
+        return Settings(**given | {"_secrets_dir": os.environ.get(SECRETS_DIR)})
     except ValidationError as error:
         first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # about several that do not go together; the message names them
+            raise typer.BadParameter(said) from None
         name = str(first["loc"][0])
         option = f"--{name.replace('_', '-')} (EMOSTREAM_{name.upper()})"
         secret = Settings.model_fields[name].annotation is SecretStr
         found = "" if secret else f", not {first['input']!r}"
-        raise typer.BadParameter(f"{first['msg']}{found}", param_hint=option) from error
+        raise typer.BadParameter(f"{said}{found}", param_hint=option) from None
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -5,15 +5,17 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 from emostream.connectors import messages
 from emostream.connectors.broker import KafkaAccess, Mechanism, Protocol
+from emostream.connectors.redis_access import RedisAccess
 
-_NOT_AS_AN_OPTION = "Set the variable: an option shows in the list of processes."
+_NOT_AS_AN_OPTION = "Never an option: those show in the list of processes."
 
 
 class Settings(BaseSettings):
@@ -45,7 +47,20 @@ class Settings(BaseSettings):
 
     redis: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
-        description="URL of Redis; rediss:// for TLS, user:password@ before the host.",
+        description=f"URL of Redis; rediss:// for TLS, user:password@ before the host. {_NOT_AS_AN_OPTION}",
+    )
+    redis_ca: Path | None = Field(
+        None, description="PEM file that Redis' certificate is checked against; the system's if not given."
+    )
+    redis_certificate: Path | None = Field(
+        None, description="PEM file of the client's own certificate, where Redis asks for one."
+    )
+    redis_key: Path | None = Field(
+        None, description="PEM file of its private key, without a passphrase; the certificate's file if not given."
+    )
+    redis_user: str = Field("", description="Redis' user (ACL), if not in the URL.")
+    redis_password: SecretStr = Field(
+        SecretStr(""), description=f"Their password, if not in the URL. {_NOT_AS_AN_OPTION}"
     )
     redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
     redis_outage: Literal["wait", "skip"] = Field(
@@ -145,6 +160,18 @@ class Settings(BaseSettings):
         )
 
     @property
+    def redis_access(self) -> RedisAccess:
+        """Where Redis is, and how to get in."""
+        return RedisAccess(
+            self.redis.get_secret_value(),
+            ca=self.redis_ca,
+            certificate=self.redis_certificate,
+            key=self.redis_key,
+            user=self.redis_user,
+            password=self.redis_password.get_secret_value(),
+        )
+
+    @property
     def topics(self) -> list[str]:
         """Every topic, those that are read first."""
         return [self.posts_topic, self.clips_topic, self.emotions_topic, self.dead_letters_topic]
@@ -163,7 +190,52 @@ class Settings(BaseSettings):
     def _is_redis_url(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("expected redis://HOST:PORT/DATABASE, rediss://… for TLS, or unix://PATH")
+        try:
+            parse_url(value.get_secret_value())
+        except ValueError:  # whose text may hold a part of the password
+            raise ValueError("is no URL; percent-encode user and password, or give them apart") from None
         return value
+
+    @field_validator("kafka_protocol", "kafka_mechanism", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("kafka_ca", "kafka_certificate", "kafka_key", "redis_ca", "redis_certificate", "redis_key")
+    @classmethod
+    def _is_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("expected a file that exists")
+        return value
+
+    # What does not go together is refused: a setting that is passed over in silence is worse than an error.
+
+    @model_validator(mode="after")
+    def _gets_into_kafka(self) -> Self:
+        access, protocol = self.kafka_access, f"EMOSTREAM_KAFKA_PROTOCOL is {self.kafka_protocol}"
+        login = {"EMOSTREAM_KAFKA_USER": access.user, "EMOSTREAM_KAFKA_PASSWORD": access.password}
+        missing = [name for name, value in login.items() if not value]
+        if access.logs_in and missing:
+            raise ValueError(f"{protocol}: set {' and '.join(missing)}, too")
+        if not access.logs_in and len(missing) < len(login):
+            raise ValueError(f"{protocol}, which knows no users; SASL_SSL does, or leave user and password away")
+        if not access.speaks_tls and (access.ca or access.certificate or access.key):
+            raise ValueError(f"{protocol}, which knows no certificates; SSL and SASL_SSL do")
+        if access.key and not access.certificate:
+            raise ValueError("EMOSTREAM_KAFKA_KEY is given: set EMOSTREAM_KAFKA_CERTIFICATE, too")
+        return self
+
+    @model_validator(mode="after")
+    def _gets_into_redis(self) -> Self:
+        access, url = self.redis_access, parse_url(self.redis.get_secret_value())
+        if (access.ca or access.certificate or access.key) and not access.url.startswith("rediss://"):
+            raise ValueError("EMOSTREAM_REDIS has no TLS, and so no certificates; begin it with rediss://")
+        if access.key and not access.certificate:
+            raise ValueError("EMOSTREAM_REDIS_KEY is given: set EMOSTREAM_REDIS_CERTIFICATE, too")
+        for name, apart in (("username", access.user), ("password", access.password)):
+            if apart and name in url:
+                raise ValueError(f"Redis' {name} is given twice: in EMOSTREAM_REDIS and apart from it")
+        return self
 
 
 KAFKA_ACCESS = tuple(name for name in Settings.model_fields if name == "kafka" or name.startswith("kafka_"))

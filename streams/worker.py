@@ -15,7 +15,6 @@ from typing import Any
 
 import faust
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from redis.asyncio import Redis
 
 from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWriter
 from emostream.connectors.optional_store import OptionalStore
@@ -45,7 +44,6 @@ _GAUGE_INTERVAL_S = 0.5
 
 _REDIS_TIMEOUT_S = {"wait": 10.0, "skip": 2.0}
 """Whoever does not wait for Redis does not wait long to see that it hangs."""
-
 
 class Worker:
     """A stream worker.
@@ -103,6 +101,7 @@ class Worker:
 
         Raises:
             BrokerError: Kafka is away at the start, or refuses to create topics.
+            AccessRefused: Kafka or Redis does not let us in at the start.
             ScorerUnusable: The model cannot be loaded.
             StreamError: The port is taken, or Faust gave up; what was not committed is delivered to the next worker.
         """
@@ -203,34 +202,34 @@ class Worker:
         )
         answers = KafkaSink(self._writer(self._settings.emotions_topic))
         dead_letters = KafkaDeadLetters(self._writer(self._settings.dead_letters_topic))
-        store = self._build_store(model)
+        store = self._redis_sink(model)
         for sink in (answers, dead_letters, store):
             ending.push_async_callback(sink.close)
+        await store.open()
         return Pipeline(
             scorer=self._gpu_worker,
             model=model,
             answers=answers,
-            store=store,
+            store=self._as_wished(store),
             dead_letters=dead_letters,
             offsets=self._offsets,
             metrics=self._metrics,
             carried=self._join.carried,
         )
 
-    def _build_store(self, model: ModelInfo) -> AnswerStore:
+    def _redis_sink(self, model: ModelInfo) -> RedisSink:
         settings = self._settings
-        timeout_s = _REDIS_TIMEOUT_S[settings.redis_outage]
-        redis: Redis = Redis.from_url(
-            settings.redis.get_secret_value(), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-        )
-        store = RedisSink(
-            redis,
+        return RedisSink(
+            settings.redis_access.client(timeout_s=_REDIS_TIMEOUT_S[settings.redis_outage]),
             prefix=settings.redis_prefix,
             keep_s=settings.redis_keep_s,
             late_s=settings.late_s,
             model=f"{model.name}/{model.version}",
         )
-        if settings.redis_outage == "wait":
+
+    def _as_wished(self, store: AnswerStore) -> AnswerStore:
+        """Return a store that is waited for, or one that is not."""
+        if self._settings.redis_outage == "wait":
             return store
         return OptionalStore(store, skipped=self._metrics.skipped_answers.inc)
 
