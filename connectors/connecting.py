@@ -5,13 +5,14 @@ So we knock first, with one connection of our own. Called by everything that tal
 """
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -31,7 +32,7 @@ _PATIENCE_S = 10.0
 _ANSWER_S = 5.0
 """How long it may take for each step of a connection."""
 
-_AGAIN_S = 0.3
+_AGAIN_S, _GOODBYE_S = 0.3, 1.0
 
 Client = TypeVar("Client")
 
@@ -89,12 +90,19 @@ def _await_entry(access: KafkaAccess) -> None:
 
 async def _enter(server: str, settings: dict[str, Any]) -> None:
     host, _, port = server.rpartition(":")
-    connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=int(1000 * _ANSWER_S), **settings)
+    connection = AIOKafkaConnection(host.strip("[]"), int(port), request_timeout_ms=int(1000 * _ANSWER_S), **settings)
     try:
+        await connection.connect()
         # A broker that wants a login tells its version without one, and hangs up at the first real question.
         await connection.send(MetadataRequest([]))
-    finally:
-        connection.close()
+    except KafkaError:
+        await _hang_up(connection)
+        raise
+    await _hang_up(connection)
+
+
+async def _hang_up(connection: AIOKafkaConnection) -> None:
+    await asyncio.wait([connection.close()], timeout=_GOODBYE_S)
 
 
 async def _explained(error: Exception, server: str, access: KafkaAccess) -> ConnectorError:
@@ -135,7 +143,9 @@ async def _speaks_tls(server: str) -> bool:
     try:
         async with asyncio.timeout(_ANSWER_S):
             _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=trusting)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
     except OSError:
         return False
-    writer.close()
     return True

@@ -56,7 +56,7 @@ _QUIET_LOGGERS = ("faust", "mode", "aiokafka", "kafka", "aiohttp")
 """Libraries that log each rebalance at length; their warnings are shown, the rest is not."""
 
 _TELLTALE_LOGGERS = ("aiokafka", "kafka")
-"""Libraries whose debug log shows settings and requests as they are, with passwords and posts in them. It stays off."""
+"""Libraries whose debug log shows settings and requests as they are, passwords included. It stays off."""
 
 
 @app.command()

@@ -36,7 +36,8 @@ def pytest_report_header() -> list[str]:
         second = "an Apache Kafka started for this run"
     else:
         second = "NO Apache Kafka: none at hand, and EMOSTREAM_TEST_BOOTSTRAP names none"
-    return [f"brokers: the embedded one, and {second}"]
+    secure = "one started for this run" if KAFKA_SCRIPT.is_file() else "NONE: there is no start script to be found"
+    return [f"brokers: the embedded one, and {second}", f"a Kafka with TLS and logins: {secure}"]
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,16 @@ def with_broken_model() -> str:
     return str(ROOT / "tests/faults/broken_model") + (f":{before}" if before else "")
 
 
+def make_certificate(file: Path, *extensions: str, passphrase: str | None = None) -> Path:
+    """Make a certificate that signs itself, its key in the same file."""
+    further = [part for extension in extensions for part in ("-addext", extension)]
+    lock = ["-passout", f"pass:{passphrase}"] if passphrase else ["-nodes"]
+    names = ["-subj", f"/CN={file.stem}", "-keyout", file, "-out", file]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *names, *lock, *further]
+    subprocess.run(command, check=True, capture_output=True)
+    return file
+
+
 def make_posts(count: int) -> list[Post]:
     """Return posts with ids that nobody else uses."""
     run = uuid.uuid4().hex[:8]

@@ -2,11 +2,11 @@
 
 import socket
 import ssl
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
+from support import make_certificate
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import knock
@@ -16,26 +16,7 @@ from emostream.connectors.errors import AccessRefused, BrokerAway, BrokerError
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate and its key in one file."""
-    file = tmp_path_factory.mktemp("tls") / "client.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            "/CN=client",
-            "-keyout",
-            file,
-            "-out",
-            file,
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return file
+    return make_certificate(tmp_path_factory.mktemp("tls") / "client.pem")
 
 
 def test_plaintext_says_nothing_of_tls_or_users() -> None:
@@ -79,26 +60,7 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
-    file = tmp_path / "locked.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-passout",
-            "pass:abcd",
-            "-subj",
-            "/CN=x",
-            "-keyout",
-            file,
-            "-out",
-            file,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    file = make_certificate(tmp_path / "locked.pem", passphrase="abcd")
     with pytest.raises(BrokerError, match="passphrase"):
         KafkaAccess("one:1", protocol="SSL", certificate=file).tls()
 
