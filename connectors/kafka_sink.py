@@ -194,5 +194,6 @@ def _cut(letter: DeadLetter) -> DeadLetter:
             error=f"{why.error} (kept are the first {min(size, _KEPT_BYTES)} of {size} bytes)",
             origin=why.origin,
             failed_at=why.failed_at,
+            whole_bytes=size,
         ),
     )

@@ -26,6 +26,15 @@ MOST_CLIP_BYTES = 1024 * 1024
 CONTENT_TYPE = "content-type"
 """Header of a record on `clips`: the recording's media type. It may be missing; what the bytes say counts."""
 
+ATTEMPT = "emostream-attempt"
+"""Header of a record that was replayed from `dead-letters`: how many times."""
+
+REPLAYED = "emostream-replayed"
+"""Header of a mark on `dead-letters`: which letter, `partition/offset`, was replayed. A mark has no `reason`."""
+
+_REASON = "reason"
+"""The first of the headers that say why a record failed."""
+
 _MOST_ID_CHARACTERS = 256
 
 PostId = Annotated[str, Meta(min_length=1, max_length=_MOST_ID_CHARACTERS)]
@@ -145,7 +154,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     posted_at: dt.datetime | None = None
 
 
-class DeadLetterHeaders(Struct, frozen=True):
+class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
     """The headers that a dead letter has beside those of the record that failed.
 
     Attributes:
@@ -153,15 +162,17 @@ class DeadLetterHeaders(Struct, frozen=True):
         error: One sentence for a person.
         origin: `topic/partition/offset` of the record.
         failed_at: RFC 3339.
+        whole_bytes: How many bytes the value had, of a letter that was too large to be kept whole.
     """
 
     reason: str
     error: str
     origin: str
     failed_at: dt.datetime
+    whole_bytes: int | None = None
 
     def encode(self) -> list[tuple[str, bytes]]:
-        """Return the headers as Kafka wants them."""
+        """Return the headers as Kafka wants them, `reason` first: `split_headers` relies on it."""
         return [(name, str(value).encode()) for name, value in msgspec.to_builtins(self).items()]
 
 
@@ -184,6 +195,19 @@ class DeadLetter(Struct, frozen=True):
     def headers(self) -> list[tuple[str, bytes]]:
         """The record's headers followed by why it failed."""
         return [*self.original_headers, *self.why.encode()]
+
+
+def split_headers(headers: Sequence[tuple[str, bytes]]) -> tuple[tuple[tuple[str, bytes], ...], dict[str, bytes]]:
+    """Split the headers of a dead letter into those of the record that failed, and those that say why.
+
+    The latter follow the former and begin with `reason`, so the last `reason` is where they begin. A header of that
+    name which a source had set itself stands before it, and stays with the record.
+
+    Returns:
+        The record's headers, and why it failed; the latter is empty where it is no dead letter.
+    """
+    begin = max((at for at, (name, _) in enumerate(headers) if name == _REASON), default=len(headers))
+    return tuple(headers[:begin]), dict(headers[begin:])
 
 
 VERSION = 1

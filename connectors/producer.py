@@ -32,7 +32,7 @@ _MOST_WAIT_S = 120.0
 
 
 class RecordProducer:
-    """Publishes posts and clips; use it as a context manager.
+    """Publishes records; use it as a context manager.
 
     Args:
         access: Where Kafka is, and how to get in.
@@ -70,14 +70,29 @@ class RecordProducer:
         self._producer.close(timeout=_MOST_WAIT_S)
         self._producer = None
 
-    def publish(self, topic: str, *, key: str | None, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: str | bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+    ) -> None:
         """Hand one record over; wait while too much is unconfirmed.
+
+        Args:
+            topic: Where it goes.
+            key: Its key; an empty text is none.
+            value: Its value; None only with a key.
+            headers: Its headers.
+            partition: Where in the topic; the key decides, if not given or where there is none of that number.
 
         Raises:
             BrokerError: The broker confirmed nothing for long, or the record is too large to be sent.
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
-        size = len(value) + _RECORD_BYTES
+        size = len(value or b"") + _RECORD_BYTES
         with self._confirmed:
             room = self._confirmed.wait_for(
                 lambda: self._in_flight_bytes + size <= _MOST_IN_FLIGHT_BYTES, timeout=_MOST_WAIT_S
@@ -86,7 +101,15 @@ class RecordProducer:
                 raise BrokerError(f"the broker took no record for {_MOST_WAIT_S:.0f} s")
             self._in_flight_bytes += size
         try:
-            delivery = self._producer.send(topic, key=key.encode() if key else None, value=value, headers=list(headers))
+            if partition is not None and partition not in (self._producer.partitions_for(topic) or ()):
+                partition = None
+            delivery = self._producer.send(
+                topic,
+                key=(key.encode() or None) if isinstance(key, str) else key,
+                value=value,
+                headers=list(headers),
+                partition=partition,
+            )
         except KafkaError as error:
             self._release(size)
             raise BrokerError(f"the record cannot be sent: {error!r}") from error

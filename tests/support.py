@@ -213,6 +213,17 @@ def make_certificate(file: Path, *extensions: str, passphrase: str | None = None
     return file
 
 
+def command(settings: Settings, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return a command line and its environment."""
+    return [sys.executable, "-m", "emostream.streams.cli", *arguments], {**os.environ, **as_environment(settings)}
+
+
+def emostream(settings: Settings, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    line, variables = command(settings, *arguments)
+    return subprocess.run(line, env=variables, capture_output=True, text=True, timeout=120, **more)
+
+
 def make_posts(count: int) -> list[Post]:
     """Return posts with ids that nobody else uses."""
     run = uuid.uuid4().hex[:8]

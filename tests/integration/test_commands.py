@@ -1,15 +1,13 @@
 """The commands a user types, as processes of their own, against a running worker."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import RunningWorker, as_environment, collect_answers, make_posts
+from support import RunningWorker, collect_answers, command, emostream, make_posts
 from tiny_recordings import write_wav
 
 from emostream.connectors.messages import decode_clip, decode_post, encode_post
@@ -18,17 +16,6 @@ from emostream.model.samples import LABELS
 from emostream.streams.settings import Settings
 
 CLIPS = Path(__file__).parents[2] / "docs" / "examples" / "clips"
-
-
-def command(settings: Settings, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return a command line and its environment."""
-    return [sys.executable, "-m", "emostream.streams.cli", *arguments], {**os.environ, **as_environment(settings)}
-
-
-def emostream(settings: Settings, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    line, variables = command(settings, *arguments)
-    return subprocess.run(line, env=variables, capture_output=True, text=True, timeout=120, **more)
 
 
 def test_publish_then_watch(shared_worker: RunningWorker) -> None:
@@ -115,7 +102,7 @@ def by_topic(settings: Settings, records: list[Received]) -> tuple[dict[str, Rec
         for topic in (settings.posts_topic, settings.clips_topic)
     )
     for post_id, clip in clips.items():
-        assert decode_clip(clip.key, clip.value, list(clip.headers.items())).post_id == post_id
+        assert decode_clip(clip.key, clip.value, clip.header_pairs).post_id == post_id
     assert len(posts) + len(clips) == len(records), "something was published twice"
     return posts, clips
 
