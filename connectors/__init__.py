@@ -11,6 +11,7 @@ clips        `emostream ingest clips`: a folder -> clips, and the posts beside t
 recordings   what is in that folder; ledger: what of it was published and confirmed
 transcode    a recording -> one that fits into a record; ffmpeg: opening what strangers recorded
 reader       answers and dead letters, read back (`emostream watch`)
+dead_letters what a dead letter says; replaying: sending its record once more (`emostream dlq`)
 redis_access where Redis is and how to get in
 sinks        where answers go: one protocol, Kafka (kafka_sink) and Redis (redis_sink)
 """
