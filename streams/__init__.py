@@ -2,7 +2,7 @@
 
 The map of the house, who calls whom:
 
-    cli, ingest_cli ──▶ options, settings   the command line; the only reader of the environment
+    cli, ingest_cli, dlq_cli ──▶ options, settings   the command line; the only reader of the environment
      ├────▶ demo ──▶ demo_play, stack    embedded broker and Redis for a laptop, a demonstration on them
      └────▶ worker ──▶ app               one stream worker: wires everything below, runs it, ends it
                         │ Faust events
@@ -13,5 +13,6 @@ The map of the house, who calls whom:
                                  └────────▶ offsets: acknowledged in order, once outputs are safe
 
 Beside them stand metrics and probes, what Prometheus and Kubernetes ask, frames, what the two processes say to each
-other, stopping, how commands heed signals, and testing, stand-ins for tests.
+other, show and dlq_show, how answers and dead letters look, stopping, how commands heed signals, and testing, stand-ins
+for tests.
 """

@@ -22,6 +22,7 @@ from emostream.connectors.reader import read_records
 from emostream.connectors.topics import create_topics, describe_topics
 from emostream.model import cli as model_cli
 from emostream.model.errors import ModelError
+from emostream.streams.dlq_cli import dlq
 from emostream.streams.errors import StreamError
 from emostream.streams.ingest_cli import ingest
 from emostream.streams.options import takes_settings
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 topics = typer.Typer(help="Create and describe the topics.", no_args_is_help=True)
 app.add_typer(ingest, name="ingest")
+app.add_typer(dlq, name="dlq")
 app.add_typer(topics, name="topics")
 app.command()(model_cli.train)
 app.command()(model_cli.evaluate)

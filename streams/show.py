@@ -1,4 +1,4 @@
-"""How answers look on a terminal. Used by `watch` and the demo."""
+"""How answers, and what strangers wrote, look on a terminal. Used by `watch`, `dlq` and the demo."""
 
 from rich.cells import set_cell_size
 from rich.console import Console
@@ -26,6 +26,24 @@ _MARK_CELLS, _EMOTION_CELLS, _CONFIDENCE_CELLS, _BAR_CELLS = 3, 9, 5, 10
 _ANSWER_CELLS = 2 + _MARK_CELLS + _EMOTION_CELLS + _CONFIDENCE_CELLS + 1 + _BAR_CELLS + len(f"  {FLAG_CLIP_MISSING}")
 _FEWEST_TEXT_CELLS = 32
 """A post's id as `publish` makes it."""
+
+_JOINERS = "\u200c\u200d"
+"""Not printable by themselves, harmless, and part of many emoji and scripts."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Spell out what would not show, or would make a terminal do something: controls, escapes, directions of writing.
+
+    Args:
+        text: What strangers wrote.
+        keep: Characters that may stay, such as line breaks.
+    """
+    return "".join(each if each.isprintable() or each in keep or each in _JOINERS else _spelt(each) for each in text)
+
+
+def _spelt(character: str) -> str:
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def text_cells(console: Console) -> int:
@@ -60,6 +78,6 @@ def dead_letter_line(text: str, *, reason: str, error: str, text_cells: int) -> 
 
 def _cells(text: str, width: int) -> str:
     """Return the text on one line, cut or filled to so many terminal cells."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     cut = set_cell_size(line, width)
     return cut if cut.rstrip() == line or len(line) <= width // 2 else set_cell_size(line, width - 1) + "…"
