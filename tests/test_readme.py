@@ -85,10 +85,16 @@ def test_make_demo_runs() -> None:
 
 
 def test_commands_beside_up_run(stack_environment: dict[str, str]) -> None:
-    setup, clips = blocks("run: stack", "bash")
+    setup, clips, dead_letters = blocks("run: stack", "bash")
     said = run(without_setup(setup), stack_environment)
     assert "3 recordings published" in run(clips, stack_environment)
     assert said.count("5 posts published and confirmed, 0 malformed rows") == 2
+    first, rest = dead_letters.split("\n", 1)
+    run(first, stack_environment)
+    await_true(lambda: "1 dead letter (1 not_json)" in run("emostream dlq list", stack_environment), within_s=READY_S)
+    said = run(rest, stack_environment)
+    assert "would be replayed: 1 dead letter (1 not_json); 1 to posts" in said
+    assert "1 of 1 records replayed and confirmed" in said
 
 
 def test_publishing_from_python_runs(stack_environment: dict[str, str]) -> None:
