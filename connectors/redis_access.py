@@ -6,6 +6,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+
 @dataclass(frozen=True)
 class RedisAccess:
     """Where Redis is, and how to get in. Shown without the URL, which may hold a password, and without the password.

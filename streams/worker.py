@@ -45,6 +45,7 @@ _GAUGE_INTERVAL_S = 0.5
 _REDIS_TIMEOUT_S = {"wait": 10.0, "skip": 2.0}
 """Whoever does not wait for Redis does not wait long to see that it hangs."""
 
+
 class Worker:
     """A stream worker.
 
