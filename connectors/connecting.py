@@ -133,7 +133,9 @@ async def _explained(error: Exception, server: str, access: KafkaAccess) -> Conn
                 f"Kafka at {server} hangs up on {access.protocol} ({error.__cause__ or error!r}); set "
                 f"EMOSTREAM_KAFKA_PROTOCOL to what its listener speaks: is it {asks} that it wants?"
             )
-    return BrokerAway(f"no Kafka answers at {server} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?")
+    return BrokerAway(
+        f"no Kafka answers at {access.addresses} ({error!r}); is it running, and is EMOSTREAM_KAFKA right?"
+    )
 
 
 async def _speaks_tls(server: str) -> bool:

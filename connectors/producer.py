@@ -48,6 +48,7 @@ class RecordProducer:
         self._in_flight_bytes = 0
         self.sent = 0
         self.failed = 0
+        self._fault: BaseException | None = None
 
     def __enter__(self) -> "RecordProducer":
         self._producer = connect(
@@ -129,7 +130,7 @@ class RecordProducer:
         except KafkaError as error:
             raise BrokerError(f"records are not confirmed after {_MOST_WAIT_S:.0f} s: {error!r}") from error
         if self.failed:
-            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered")
+            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered: {self._fault!r}")
 
     def _release(self, size: int) -> None:
         with self._confirmed:
@@ -138,5 +139,6 @@ class RecordProducer:
 
     def _on_failed(self, size: int, error: BaseException) -> None:
         self.failed += 1
+        self._fault = error
         self._release(size)
         _log.error("a record was not delivered: %r", error)

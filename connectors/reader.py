@@ -72,7 +72,7 @@ def read_records(
         on_ready: Told once the position is fixed: what is published from then on will be read.
 
     Raises:
-        BrokerError: The broker is away, or a topic does not exist.
+        BrokerError: The broker is away, a topic does not exist, or we may not read it.
     """
     consumer = connect(KafkaConsumer, access)
     try:
@@ -85,6 +85,8 @@ def read_records(
         while not stopping():
             for records in consumer.poll(timeout_ms=_POLL_MS).values():
                 yield from (_received(record) for record in records)
+    except KafkaError as error:
+        raise BrokerError(f"{', '.join(topics)} cannot be read: {error!r}") from error
     finally:
         consumer.close(autocommit=False)
 
@@ -205,7 +207,9 @@ def _partitions(consumer: KafkaConsumer, topic: str, *, patience_s: float = 10.0
         if partitions:
             return partitions
         time.sleep(_POLL_MS / 1000)
-    raise BrokerError(f"topic {topic!r} does not exist; `emostream topics create` creates it")
+    raise BrokerError(
+        f"topic {topic!r} does not exist (`emostream topics create` creates it), or this user may not see it"
+    )
 
 
 def _received(record: Any) -> Received:

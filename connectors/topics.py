@@ -1,19 +1,24 @@
-"""Which topics exist, and creating what is missing. Called when the worker starts and by `emostream topics`."""
+"""Which topics exist, creating what is missing, and the right to read them as a group.
+
+Called when the worker starts and by `emostream topics`.
+"""
 
 from collections.abc import Sequence
 
 import msgspec
 from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.admin import MemberToRemove, NewTopic
+from kafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAlreadyExistsError
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import connect
-from emostream.connectors.errors import BrokerError
+from emostream.connectors.errors import AccessRefused, BrokerError
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 
 _TOPIC_SETTINGS = {"max.message.bytes": str(MOST_REQUEST_BYTES)}
 """A clip of 1 MiB and what is said about it must fit into `clips`, and into the dead letters."""
+
+_NOT_THERE = "none: it does not exist, or this user may not see it"
 
 
 class TopicState(msgspec.Struct, frozen=True):
@@ -44,12 +49,36 @@ def require_equal_partitions(states: Sequence[TopicState]) -> None:
     Raises:
         BrokerError: They have not, or one does not exist.
     """
-    found = ", ".join(f"{state.name!r} has {state.partitions or 'none: it does not exist'}" for state in states)
+    found = ", ".join(f"{state.name!r} has {state.partitions or _NOT_THERE}" for state in states)
     if len({state.partitions for state in states}) > 1 or not all(state.partitions for state in states):
         raise BrokerError(
             f"a post and its clip meet only where both topics have the same number of partitions: {found}; "
             "`kafka-topics --alter --topic TOPIC --partitions N` adds some to the smaller one"
         )
+
+
+def require_group(access: KafkaAccess, group: str) -> None:
+    """Make sure that we may read as a consumer group: Faust waits for ever, and says nothing, where we may not.
+
+    Nobody is asked who has not said who they are.
+
+    Raises:
+        AccessRefused: We may not.
+        BrokerError: The broker is away.
+    """
+    if not (access.logs_in or access.certificate):
+        return
+    admin = connect(KafkaAdminClient, access)
+    try:
+        # Taking leave needs the right that joining needs, and nobody misses a member that is not there.
+        admin.remove_group_members(group, [MemberToRemove(member_id="emostream-nobody")])
+    except GroupAuthorizationFailedError as error:
+        who = access.user or "this certificate"
+        raise AccessRefused(f"{who!r} may not read as group {group!r}; its ACL must allow Read on the group") from error
+    except KafkaError:  # the group's coordinator is not there yet: the consumer waits for it
+        return
+    finally:
+        admin.close()
 
 
 def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:

@@ -20,7 +20,7 @@ from emostream.connectors.kafka_sink import KafkaDeadLetters, KafkaSink, KafkaWr
 from emostream.connectors.optional_store import OptionalStore
 from emostream.connectors.redis_sink import RedisSink
 from emostream.connectors.sinks import AnswerStore
-from emostream.connectors.topics import create_topics, describe_topics, require_equal_partitions
+from emostream.connectors.topics import create_topics, describe_topics, require_equal_partitions, require_group
 from emostream.model.samples import ModelInfo, attribute_names
 from emostream.streams.app import build_app
 from emostream.streams.batcher import Batcher
@@ -126,7 +126,7 @@ class Worker:
     async def _serve(self, stopping: asyncio.Event) -> None:
         async with contextlib.AsyncExitStack() as ending:
             await self._start_probes(ending)
-            await asyncio.to_thread(self._ensure_topics)
+            await asyncio.to_thread(self._ensure_kafka)
             ending.push_async_callback(self._gpu_worker.stop)
             pipeline = await self._build_pipeline(ending)
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="emostream-")))
@@ -176,7 +176,7 @@ class Worker:
         except TimeoutError:
             _log.warning("not everything taken could be answered; Kafka delivers the rest to the next worker")
 
-    def _ensure_topics(self) -> None:
+    def _ensure_kafka(self) -> None:
         settings = self._settings
         if settings.create_topics:
             create_topics(
@@ -186,6 +186,7 @@ class Worker:
                 replication=settings.replication,
             )
         require_equal_partitions(describe_topics(settings.kafka_access, [settings.posts_topic, settings.clips_topic]))
+        require_group(settings.kafka_access, settings.group)
 
     async def _carry(self, pipeline: Pipeline) -> None:
         """Carry both lanes, and let halves meet, until cancelled."""

@@ -43,6 +43,7 @@ def test_every_block_of_commands_is_covered_here() -> None:
         ("check: posts", "json"),
         ("check: emotions", "json"),
         ("not run: needs a Docker engine", "bash"),
+        ("not run: needs a Kafka with TLS and users", "bash"),
     }
 
 

@@ -22,6 +22,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from support import (
     KAFKA_SCRIPT,
+    ROOT,
     Broker,
     RunningWorker,
     await_true,
@@ -40,7 +41,7 @@ from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import read_records
 from emostream.connectors.redis_access import RedisAccess
 from emostream.connectors.redis_sink import RedisSink
-from emostream.connectors.topics import create_topics, describe_topics
+from emostream.connectors.topics import create_topics, describe_topics, require_group
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack, free_port, running_redis
 
@@ -50,7 +51,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 REDIS_RIGHTS = (
-    "~tests:* resetchannels &tests:* -@all +@connection +client|setinfo +script|load +evalsha +type +exists "
+    "~tests:* resetchannels &tests:* -@all +@connection +script|load +evalsha +type +exists "
     "+hget +hmget +hset +hincrby +expire +xadd +publish +del"
 )
 """All that a worker needs, with `tests:` for its prefix; the README says so."""
@@ -191,7 +192,7 @@ def test_a_worker_answers_over_tls_and_outlives_a_lost_right(
         publish(settings, before)
         assert len(collect_answers(settings, {post.id for post in before})) == len(before)
         await_true(lambda: all(stored(redis, post.id) for post in before), within_s=10)
-        with writes_denied(settings.kafka_access, settings.emotions_topic):
+        with denied(settings.kafka_access, ACLOperation.WRITE, ResourceType.TOPIC, settings.emotions_topic):
             publish(settings, meanwhile)
             await_true(
                 lambda: "kafka: attempt 3 failed" in worker.log.read_text(),
@@ -203,6 +204,30 @@ def test_a_worker_answers_over_tls_and_outlives_a_lost_right(
         assert worker.metric("emostream_records_in_total") == len(before) + len(meanwhile)
         assert worker.end() == 0
     assert_no_secret(worker)
+
+
+def test_the_readme_names_the_rights_that_are_tried_here() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert REDIS_RIGHTS.replace("tests:", "emostream:") in readme
+
+
+def test_a_right_that_is_missing_is_named(secure: KafkaAccess) -> None:
+    create_topics(secure, ["locked"], partitions=1, replication=-1)
+    require_group(secure, "anyone")
+    with (
+        denied(secure, ACLOperation.READ, ResourceType.GROUP, "closed"),
+        pytest.raises(AccessRefused, match=r"'emostream' may not read as group 'closed'; its ACL must allow Read"),
+    ):
+        require_group(secure, "closed")
+    with (
+        denied(secure, ACLOperation.READ, ResourceType.TOPIC, "locked"),
+        pytest.raises(BrokerError, match=r"locked cannot be read: TopicAuthorizationFailedError"),
+    ):
+        next(read_records(secure, ["locked"], from_beginning=True, stopping=lambda: False))
+    with denied(secure, ACLOperation.WRITE, ResourceType.TOPIC, "locked"), RecordProducer(secure) as producer:
+        producer.publish("locked", key="k", value=b"v")
+        with pytest.raises(BrokerError, match=r"1 of 1 records were not delivered: TopicAuthorizationFailedError"):
+            producer.flush()
 
 
 @pytest.mark.parametrize(
@@ -250,19 +275,21 @@ def settings_of(kafka: KafkaAccess, redis: RedisAccess) -> Settings:
 
 
 @contextlib.contextmanager
-def writes_denied(access: KafkaAccess, topic: str) -> Iterator[None]:
-    """Take the right to write to a topic away for a while."""
-    pattern = ResourcePattern(ResourceType.TOPIC, topic)
+def denied(access: KafkaAccess, operation: ACLOperation, kind: ResourceType, name: str) -> Iterator[None]:
+    """Take a right away for a while."""
+    pattern = ResourcePattern(kind, name)
     rules = [
         ACL("User:*", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, pattern),
-        ACL(f"User:{access.user}", "*", ACLOperation.WRITE, ACLPermissionType.DENY, pattern),
+        ACL(f"User:{access.user}", "*", operation, ACLPermissionType.DENY, pattern),
     ]
+    there = ACLFilter(None, "*", ACLOperation.ANY, ACLPermissionType.ANY, pattern)
     with contextlib.closing(connect(KafkaAdminClient, access)) as admin:
         admin.create_acls(rules)
+        await_true(lambda: len(admin.describe_acls(there)[0]) == len(rules), within_s=5)
         try:
             yield
         finally:
-            admin.delete_acls([ACLFilter(None, "*", ACLOperation.ANY, ACLPermissionType.ANY, pattern)])
+            admin.delete_acls([there])
 
 
 def stored(access: RedisAccess, post_id: str) -> bool:
