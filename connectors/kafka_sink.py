@@ -8,13 +8,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import knock
 from emostream.connectors.errors import ConnectorError, RecordRefused, SinkUnavailable
-from emostream.connectors.messages import DeadLetter, DeadLetterHeaders, encode_emotion
+from emostream.connectors.messages import DeadLetter, encode_emotion
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.connectors.sinks import Answer
 
@@ -23,8 +24,13 @@ _log = logging.getLogger(__name__)
 _KEPT_BYTES = 512 * 1024
 """What is kept of the value of a dead letter that its own headers made too large to write."""
 
+_LEAST_KEPT_BYTES = 256
+"""A topic that does not take a letter with so little of its value will not take it at all."""
+
+_MOST_ERROR_CHARACTERS = 500
+
 _STOP_S = 5.0
-"""A producer that cannot flush for this long is dropped; its records are written again by the next one."""
+"""How long a producer that is let go of is waited for; it goes on flushing by itself, beside the next one."""
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
@@ -35,7 +41,8 @@ class KafkaWriter:
     Args:
         topic: Where records go.
         access: Where Kafka is, and how to get in.
-        request_timeout_s: How long a delivery may take before the write counts as failed.
+        request_timeout_s: How long a broker may take to answer a request. A producer with an id tries for ever, so a
+            write can take as long as a broker is away.
     """
 
     def __init__(self, *, topic: str, access: KafkaAccess, request_timeout_s: float = 30.0) -> None:
@@ -52,6 +59,7 @@ class KafkaWriter:
         }
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def write(self, records: Sequence[Record]) -> None:
         """Write records and wait until each is confirmed.
@@ -60,17 +68,19 @@ class KafkaWriter:
             SinkUnavailable: Some are not confirmed.
             RecordRefused: One is larger than a request may be.
         """
-        try:
-            producer = await self._started()
-        except KafkaError as error:
-            raise SinkUnavailable(f"{self._topic}: {await self._why(error)}") from error
+        producer = await self._ready()
         outcomes = await self._deliver(producer, records)
-        for position, outcome in enumerate(outcomes):
-            if isinstance(outcome, MessageSizeTooLargeError):
-                # A broker refuses a whole request for one record in it: alone, each shows whether it is the one.
-                (outcomes[position],) = await self._deliver(producer, [records[position]])
-                if isinstance(outcomes[position], MessageSizeTooLargeError):
-                    raise RecordRefused(position, f"{self._topic}: {outcome!r}") from outcome
+        too_large = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, MessageSizeTooLargeError)]
+        if too_large:
+            # A broker refuses a whole request for one record in it: alone, each shows whether it is the one. By another
+            # producer, since the sequence numbers of what was refused are missing from this one's.
+            await self._drop(producer)
+            producer = await self._ready()
+        for position in too_large:
+            (outcomes[position],) = await self._deliver(producer, [records[position]])
+            if isinstance(outcomes[position], MessageSizeTooLargeError):
+                await self._drop(producer)
+                raise RecordRefused(position, f"{self._topic}: {outcomes[position]!r}") from outcomes[position]
         faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if faults:
             await self._drop(producer)
@@ -88,6 +98,12 @@ class KafkaWriter:
             return await (await producer.send(self._topic, value=value, key=key, headers=headers))
 
         return await asyncio.gather(*(deliver(*record) for record in records), return_exceptions=True)
+
+    async def _ready(self) -> AIOKafkaProducer:
+        try:
+            return await self._started()
+        except KafkaError as error:
+            raise SinkUnavailable(f"{self._topic}: {await self._why(error)}") from error
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
@@ -112,12 +128,20 @@ class KafkaWriter:
         return repr(error)
 
     async def _drop(self, producer: AIOKafkaProducer) -> None:
-        """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh."""
+        """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh.
+
+        One that cannot flush is not interrupted: it would keep its connections and tasks.
+        """
+        stopping: asyncio.Task[None] = asyncio.create_task(producer.stop())
         if self._producer is producer:
             self._producer = None
-        try:
-            await asyncio.wait_for(producer.stop(), _STOP_S)
-        except (TimeoutError, KafkaError) as error:
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopped)
+        await asyncio.wait({stopping}, timeout=_STOP_S)
+
+    def _stopped(self, stopping: "asyncio.Task[None]") -> None:
+        self._stopping.discard(stopping)
+        if not stopping.cancelled() and (error := stopping.exception()):
             _log.warning("producer of %s did not stop cleanly: %r", self._topic, error)
 
 
@@ -160,8 +184,11 @@ class KafkaDeadLetters:
     async def write(self, letters: Sequence[DeadLetter]) -> None:
         """Write dead letters and wait until each is confirmed.
 
-        A record that fitted on its way in but does not fit with the headers added is written with the beginning
-        of its value, and its `error` says so.
+        A record that does not fit with the headers added is written with the beginning of its value, and
+        `whole_bytes` says so.
+
+        Raises:
+            SinkUnavailable: Some are not confirmed, or the topic does not even take a letter with nearly no value.
         """
         pending = list(letters)
         while True:
@@ -169,7 +196,10 @@ class KafkaDeadLetters:
                 await self._writer.write([(letter.key, _value(letter), letter.headers) for letter in pending])
                 return
             except RecordRefused as refused:
-                pending[refused.position] = _cut(pending[refused.position])
+                letter = pending[refused.position]
+                if letter.why.whole_bytes is not None and len(letter.value or b"") < _LEAST_KEPT_BYTES:
+                    raise SinkUnavailable(f"{refused}; raise its max.message.bytes") from refused
+                pending[refused.position] = _cut(letter)
 
     async def close(self) -> None:
         """Flush and let go of the connection."""
@@ -182,18 +212,14 @@ def _value(letter: DeadLetter) -> bytes | None:
 
 
 def _cut(letter: DeadLetter) -> DeadLetter:
-    """Return a dead letter that fits whatever it was, with key and value cut and no header but why it failed."""
-    why = letter.why
-    size = len(letter.value or b"")
+    """Return a smaller dead letter: key and value cut, no header but why it failed. One cut before is halved."""
+    why, size = letter.why, len(letter.value or b"")
+    first = why.whole_bytes is None
     return DeadLetter(
         key=letter.key[:1024] if letter.key else None,
-        value=letter.value[:_KEPT_BYTES] if letter.value else None,
+        value=letter.value[: _KEPT_BYTES if first else size // 2] if letter.value else None,
         original_headers=(),
-        why=DeadLetterHeaders(
-            reason=why.reason,
-            error=f"{why.error} (kept are the first {min(size, _KEPT_BYTES)} of {size} bytes)",
-            origin=why.origin,
-            failed_at=why.failed_at,
-            whole_bytes=size,
+        why=msgspec.structs.replace(
+            why, error=why.error[:_MOST_ERROR_CHARACTERS], whole_bytes=size if first else why.whole_bytes
         ),
     )

@@ -49,19 +49,14 @@ class OptionalStore:
             self._leave_alone(fault)
             self._skipped(len(answers))
 
-    async def look_up(self, post_ids: Sequence[str]) -> list[Known]:
-        """Return what is known of each id.
-
-        Raises:
-            SinkUnavailable: The store is away.
-        """
-        if self._clock() < self._away_until_s:
-            raise SinkUnavailable(f"{self.name} was away a moment ago, and is left alone for {_PAUSE_S:.0f} s")
-        try:
-            return await self._store.look_up(post_ids)
-        except SinkUnavailable as fault:
-            self._leave_alone(fault)
-            raise
+    async def look_up(self, post_ids: Sequence[str]) -> Sequence[Known | None]:
+        """Return what is known of each id; None of all while the store is away."""
+        if self._clock() >= self._away_until_s:
+            try:
+                return await self._store.look_up(post_ids)
+            except SinkUnavailable as fault:
+                self._leave_alone(fault)
+        return [None] * len(post_ids)
 
     async def close(self) -> None:
         """Let go of the store's connections."""

@@ -28,7 +28,7 @@ class RedisAccess:
     user: str = ""
     password: str = field(default="", repr=False)
 
-    def client(self, *, timeout_s: float) -> Redis:
+    def client(self, *, timeout_s: float = 10.0) -> Redis:
         """Return a client, which connects when it is used; nothing that it asks may take longer than the timeout."""
         return Redis.from_url(
             self.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._login(), **self._tls()

@@ -78,8 +78,8 @@ class AnswerSink(Protocol):
 class AnswerStore(AnswerSink, Protocol):
     """An answer sink that remembers: where halves find what was said of their partners."""
 
-    async def look_up(self, post_ids: Sequence[str]) -> list[Known]:
-        """Return what is known of each id, in order.
+    async def look_up(self, post_ids: Sequence[str]) -> Sequence[Known | None]:
+        """Return what is known of each id, in order; None where nobody is to be asked just now.
 
         Raises:
             SinkUnavailable: It cannot be asked just now.

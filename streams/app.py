@@ -15,16 +15,19 @@ from faust.auth import Credentials
 from faust.sensors import Monitor
 
 from emostream.connectors.broker import KafkaAccess
-from emostream.connectors.header_names import read_any_header_name
+from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, unpack_whatever_comes
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_POSTS_BUFFER, _CLIPS_BUFFER = 512, 16
-"""Records that Faust holds beyond our own queues before it stops fetching: up to 32 MiB of the largest posts, and 16 of
-the largest clips."""
+_POSTS_BUFFER, _CLIPS_BUFFER = 128, 16
+"""Records that Faust holds beyond our own queues before it stops fetching: 8 MiB of the largest posts, 16 of the
+largest clips; 136 MiB of records that are no posts, but as large as a request may be."""
+
+_RECORDS_AT_ONCE = 128
+"""Records that are unpacked at once; without a bound, everything that was fetched is."""
 
 _REBALANCE_TIMEOUT_S = 60.0
 """Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
@@ -58,7 +61,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         scratch: A folder that Faust writes into, even where no table uses it.
     """
     access = settings.kafka_access
-    read_any_header_name()
+    unpack_whatever_comes()
     app = faust.App(
         settings.group,
         broker=[f"kafka://{address}" for address in access.servers],
@@ -69,6 +72,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         broker_heartbeat_interval=settings.session_timeout_s / 6,
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
         broker_rebalance_timeout=_REBALANCE_TIMEOUT_S,
+        broker_max_poll_records=_RECORDS_AT_ONCE,
         broker_commit_interval=settings.commit_interval_s,
         consumer_auto_offset_reset="earliest",
         topic_disable_leader=True,
@@ -122,6 +126,7 @@ def _record(event: Any) -> Record:
     message = event.message
     headers = message.headers or ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
+    noticed = {name: value for name, value in pairs if name in (UNREADABLE, WHOLE_BYTES)}
     return Record(
         topic=message.topic,
         partition=message.partition,
@@ -129,6 +134,8 @@ def _record(event: Any) -> Record:
         timestamp_s=message.timestamp,
         key=message.key,
         value=message.value,
-        headers=tuple((name, bytes(value or b"")) for name, value in pairs),
+        headers=tuple((name, bytes(value or b"")) for name, value in pairs if name not in noticed),
+        unreadable=noticed.get(UNREADABLE, b"").decode(errors="replace"),
+        whole_bytes=int(noticed[WHOLE_BYTES]) if WHOLE_BYTES in noticed else None,
         acknowledge=event.ack,
     )

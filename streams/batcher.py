@@ -22,6 +22,7 @@ class Batcher:
         most_cost: Cost of a full batch; an item that costs more makes a batch of its own.
         max_wait_s: How long the oldest item of a batch waits for others.
         queue_items: Items that may wait; `put` waits while there are so many.
+        queue_cost: Cost of items that may wait: the largest records are many small ones to memory.
         clock: Seconds that only go forward.
     """
 
@@ -32,17 +33,19 @@ class Batcher:
         most_cost: float,
         max_wait_s: float,
         queue_items: int,
+        queue_cost: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most_items = most_items
         self._most_cost = most_cost
         self._max_wait_s = max_wait_s
         self._queue_items = queue_items
+        self._queue_cost = queue_cost
         self._clock = clock
         self._full: deque[list[Item]] = deque()
         self._open: list[Item] = []
         self._open_cost = 0.0
-        self._waiting = 0
+        self._waiting, self._waiting_cost = 0, 0.0
         self._arrival = asyncio.Event()
         self._space = asyncio.Event()
 
@@ -52,7 +55,7 @@ class Batcher:
 
     async def put(self, item: Item) -> None:
         """Add an item, waiting while the queue is full."""
-        while self._waiting >= self._queue_items:
+        while self._waiting >= self._queue_items or (self._waiting and self._waiting_cost >= self._queue_cost):
             self._space.clear()
             await self._space.wait()
         if self._open and not self._fits(item):
@@ -60,6 +63,7 @@ class Batcher:
         self._open.append(item)
         self._open_cost += item.cost
         self._waiting += 1
+        self._waiting_cost += item.cost
         self._arrival.set()
 
     async def take(self) -> Batch:
@@ -77,6 +81,7 @@ class Batcher:
                 continue
         batch = self._full.popleft()
         self._waiting -= len(batch)
+        self._waiting_cost -= sum(item.cost for item in batch)
         self._space.set()
         return batch
 

@@ -10,7 +10,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from emostream.streams.settings import Settings, default_shown
+from emostream.streams.settings import VARIABLES_ONLY, Settings, default_shown
 
 SECRETS_DIR = "EMOSTREAM_SECRETS_DIR"
 """Names a folder of files that hold one setting each, as Docker and Kubernetes hand secrets out."""
@@ -22,7 +22,7 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
     The command's first parameter, `settings`, gets what comes of the options, the environment and the defaults, in
     this order. A wrong value ends the command with a message that names the setting.
     """
-    chosen = names or tuple(Settings.model_fields)
+    chosen = [name for name in names or Settings.model_fields if name not in VARIABLES_ONLY]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)

@@ -10,7 +10,7 @@ from emostream.connectors.errors import MalformedRecord
 from emostream.connectors.messages import Clip, Post, decode_clip, decode_post
 from emostream.model.samples import Query
 
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 """English over a WordPiece vocabulary has about 4.5 characters a token; other scripts have fewer. Only the size of
 batches rests on it, never what is read of a text."""
 
@@ -34,6 +34,8 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         value: As it stands there.
         headers: As they stand there.
         acknowledge: Lets its offset be committed.
+        unreadable: Why it could not be unpacked, if so; then it has neither key nor value.
+        whole_bytes: How large its value was, where it was too large to be held.
     """
 
     topic: str
@@ -44,6 +46,8 @@ class Record(msgspec.Struct, frozen=True, eq=False):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
     acknowledge: Callable[[], None]
+    unreadable: str = ""
+    whole_bytes: int | None = None
 
     @property
     def origin(self) -> str:
@@ -117,6 +121,8 @@ Batch = Sequence[Item]
 
 def decode_posts_record(record: Record, *, clock: Callable[[], float] = time.monotonic) -> Taken[Post] | Item:
     """Return the post of a record, or the item of one that is no post."""
+    if record.unreadable:
+        return _unreadable_item(record, clock)
     try:
         return Taken(record, decode_post(record.value), clock())
     except MalformedRecord as fault:
@@ -125,15 +131,21 @@ def decode_posts_record(record: Record, *, clock: Callable[[], float] = time.mon
 
 def decode_clips_record(record: Record, *, clock: Callable[[], float] = time.monotonic) -> Taken[Clip] | Item:
     """Return the clip of a record, or the item of one that belongs to no post."""
+    if record.unreadable:
+        return _unreadable_item(record, clock)
     try:
         return Taken(record, decode_clip(record.key, record.value, record.headers), clock())
     except MalformedRecord as fault:
         return fault_item(Taken(record, fault, clock()))
 
 
+def _unreadable_item(record: Record, clock: Callable[[], float]) -> Item:
+    return fault_item(Taken(record, MalformedRecord("unreadable", record.unreadable), clock()))
+
+
 def fault_item(fault: Taken[MalformedRecord]) -> Item:
     """Return the item of a record that becomes a dead letter; large ones make small batches."""
-    cost = len(fault.record.value or b"") // _CHARACTERS_PER_TOKEN
+    cost = len(fault.record.value or b"") // CHARACTERS_PER_TOKEN
     return Item(fault=fault, taken_s=fault.taken_s, cost=cost)
 
 
@@ -144,7 +156,7 @@ def post_item(post: Taken[Post], *, taken_s: float | None = None) -> Item:
         post: The post.
         taken_s: From when its waiting for a batch counts; from when it was taken, if not given.
     """
-    cost = 2 + len(post.content.text) // _CHARACTERS_PER_TOKEN
+    cost = 2 + len(post.content.text) // CHARACTERS_PER_TOKEN
     return Item(post=post, taken_s=post.taken_s if taken_s is None else taken_s, cost=cost)
 
 

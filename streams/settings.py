@@ -15,13 +15,15 @@ from emostream.connectors import messages
 from emostream.connectors.broker import KafkaAccess, Mechanism, Protocol
 from emostream.connectors.redis_access import RedisAccess
 
-_NOT_AS_AN_OPTION = "Never an option: those show in the list of processes."
+VARIABLES_ONLY = ("kafka_password", "redis_password")
+"""Settings that are no options: those show in the list of processes."""
 
 
 class Settings(BaseSettings):
     """Settings of the worker and of the commands that talk to Kafka and Redis.
 
-    Each is an option of `emostream worker` and an environment variable, `EMOSTREAM_` and its name in capitals.
+    Each is an environment variable, `EMOSTREAM_` and its name in capitals, and an option of `emostream worker`, except
+    for passwords.
     """
 
     model_config = SettingsConfigDict(env_prefix="EMOSTREAM_", frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -42,12 +44,12 @@ class Settings(BaseSettings):
     kafka_mechanism: Mechanism = Field(
         "SCRAM-SHA-512", description="How SASL proves the password: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
     )
-    kafka_user: str = Field("", description="Kafka's user, for SASL.")
-    kafka_password: SecretStr = Field(SecretStr(""), description=f"Their password. {_NOT_AS_AN_OPTION}")
+    kafka_user: str = Field("", description="Kafka's user, for SASL; password: EMOSTREAM_KAFKA_PASSWORD.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="Their password; no option, since those show in `ps`.")
 
     redis: SecretStr = Field(
         SecretStr("redis://localhost:6379/0"),
-        description=f"URL of Redis; rediss:// for TLS, user:password@ before the host. {_NOT_AS_AN_OPTION}",
+        description="URL of Redis; rediss:// for TLS. With a password set the variable: options show in `ps`.",
     )
     redis_ca: Path | None = Field(
         None, description="PEM file that Redis' certificate is checked against; the system's if not given."
@@ -58,9 +60,9 @@ class Settings(BaseSettings):
     redis_key: Path | None = Field(
         None, description="PEM file of its private key, without a passphrase; the certificate's file if not given."
     )
-    redis_user: str = Field("", description="Redis' user (ACL), if not in the URL.")
+    redis_user: str = Field("", description="Redis' user (ACL), if not in the URL; password: EMOSTREAM_REDIS_PASSWORD.")
     redis_password: SecretStr = Field(
-        SecretStr(""), description=f"Their password, if not in the URL. {_NOT_AS_AN_OPTION}"
+        SecretStr(""), description="Their password, if not in the URL; no option, since those show in `ps`."
     )
     redis_prefix: str = Field("", description="Put before every Redis key and the channel.")
     redis_outage: Literal["wait", "skip"] = Field(

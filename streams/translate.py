@@ -138,7 +138,13 @@ def to_dead_letter(record: Record, fault: MalformedRecord | Unscorable, *, now: 
         key=record.key,
         value=record.value,
         original_headers=record.headers,
-        why=DeadLetterHeaders(reason=fault.reason, error=error, origin=record.origin, failed_at=now()),
+        why=DeadLetterHeaders(
+            reason=fault.reason,
+            error=error,
+            origin=record.origin,
+            failed_at=now(),
+            whole_bytes=record.whole_bytes,
+        ),
     )
 
 
