@@ -223,6 +223,9 @@ class EmotionScorer:
                 if not is_out_of_memory(error) or not self._halve_passes():
                     raise
                 halvings += 1
+            # Only now: while the error is handled, it holds what the failed pass had allocated.
+            if self._compute.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _halve_passes(self) -> bool:
         """Compute half as much at once from now on; say whether that was still possible."""
@@ -231,8 +234,6 @@ class EmotionScorer:
             return False
         self._compute = msgspec.structs.replace(self._compute, share=share)
         _log.warning("the device ran out of memory; forward passes are 1/%d of their usual size now", round(1 / share))
-        if self._compute.device.type == "cuda":
-            torch.cuda.empty_cache()
         return True
 
     @torch.inference_mode()

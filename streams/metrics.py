@@ -119,7 +119,10 @@ class Metrics:
             registry=registry,
         )
         self.sink_errors = Counter(
-            "emostream_sink_errors", "Failed writes to an output; each is tried again.", ["sink"], registry=registry
+            "emostream_sink_errors",
+            "Writes to an output that failed or are not confirmed for long; each is tried until it is.",
+            ["sink"],
+            registry=registry,
         )
         self.skipped_answers = Counter(
             "emostream_skipped_answers",

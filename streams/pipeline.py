@@ -36,6 +36,9 @@ _BATCHES_SCORED = 2
 """Batches of a lane that are with the GPU worker: one is computed while the next is made ready. What comes meanwhile is
 better off in the batcher, where it joins a fuller batch, than in a row of small ones."""
 
+_PATIENCE_S = 15.0
+"""A write that is not confirmed for so long is counted as an error, and waited for: Kafka's producer tries for ever."""
+
 _LONGEST_RETRY_PAUSE_S = 10.0
 """Pauses between writes to a sink that is away are random up to a bound, which doubles up to this: short enough to be
 back soon after it is."""
@@ -302,7 +305,18 @@ class Pipeline:
             reraise=True,
         ):
             with attempt:
-                await sink.write(records)
+                await self._watched(sink, sink.write(records))
+
+    async def _watched(self, sink: Writes[T], write: Awaitable[None]) -> None:
+        """Wait for a write, and say so when it takes long."""
+        task = asyncio.ensure_future(write)
+        try:
+            while not (await asyncio.wait({task}, timeout=_PATIENCE_S))[0]:
+                self._metrics.sink_errors.labels(sink.name).inc()
+                _log.warning("%s: not confirmed after %.0f s, waiting on", sink.name, _PATIENCE_S)
+            task.result()
+        finally:
+            task.cancel()
 
     async def _timed(self, lane: Lane, stage: str, work: Awaitable[T]) -> T:
         with self._metrics.stage.labels(stage, lane).time():

@@ -14,7 +14,7 @@ from support import ANSWER_S, TEXTS
 
 from emostream.connectors.messages import Post, decode_emotion, encode_post
 from emostream.connectors.producer import RecordProducer
-from emostream.connectors.reader import Received, read_records
+from emostream.connectors.reader import Received, read_records, read_spans
 from emostream.streams.settings import Settings
 
 FULL = os.environ.get("EMOSTREAM_FAULTS") == "full"
@@ -67,7 +67,7 @@ class Ledger:
             answer = decode_emotion(record.value or b"")
             self.answers[id_, tuple(answer.modalities)] += 1
             self.answered |= {(name, id_) for name in answer.modalities}
-        else:
+        elif "reason" in record.headers:  # else it marks a letter that was replayed
             half = "voice" if record.headers["origin"].decode().startswith(f"{settings.clips_topic}/") else "text"
             self.dead.add((half, id_))
             self.reasons[half, id_] = record.headers["reason"].decode()
@@ -113,6 +113,14 @@ def settle(
         ledger.note(settings, record)
         id_ = (record.key or b"").decode(errors="replace")
         left -= {pair for pair in (("text", id_), ("voice", id_)) if pair in ledger.answered or pair in ledger.dead}
+    return ledger
+
+
+def read_to_the_end(settings: Settings, ledger: Ledger) -> Ledger:
+    """Note everything that stands in the outputs."""
+    for topic in (settings.emotions_topic, settings.dead_letters_topic):
+        for record in read_spans(settings.kafka_access, topic):
+            ledger.note(settings, record)
     return ledger
 
 

@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.7, help="share of what the worker can do (0.7)")
     parser.add_argument("--kafka", help="bootstrap address of a running Kafka; the embedded broker if not given")
     options = parser.parse_args()
+    if options.minutes * 60 < 2 * _STRETCHES * _LOOK_S:
+        parser.error(f"at least {2 * _STRETCHES * _LOOK_S / 60:.1f} minutes")
     console = Console()
     with embedded_stack() as stack, tempfile.TemporaryDirectory() as folder:
         unique = uuid.uuid4().hex[:8]
@@ -114,6 +116,8 @@ def main() -> None:
     table.add_row("last : second", *(f"{last / second:.2f}" for second, last in zip(rows[1], rows[-1], strict=True)))
     console.print(table)
     console.print(f"{account}, restarts of the model's process: {restarts:.0f}, rebalances: {rebalances:.0f}")
+    if account.lost or restarts or rows[-1][3] > 1.1 * rows[1][3] or rows[-1][4] > 1.1 * rows[1][4]:
+        sys.exit("records are lost, the model's process ended, or memory or open files grew by more than a tenth")
 
 
 if __name__ == "__main__":

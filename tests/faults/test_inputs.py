@@ -1,5 +1,6 @@
 """Poison, malformed records of every kind, damaged recordings, and clocks that are wrong."""
 
+import asyncio
 import json
 import random
 import re
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accounts import CLIPS, NoteRow, Traffic, settle, sized
+import pytest
+from accounts import CLIPS, Ledger, NoteRow, Traffic, read_to_the_end, settle, sized
+from aiokafka import AIOKafkaProducer
 from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -140,11 +143,11 @@ def test_malformed(shared_worker: RunningWorker, broker: Broker, note_row: NoteR
     await_true(lambda: handled(worker) - before >= len(posts) + len(clips), within_s=sized(400, 150))
     await_true(lambda: worker.metric("emostream_uncommitted_seconds") == 0, within_s=30)
     assert worker.metric("emostream_gpu_worker_restarts_total") == restarts
-    ledger = settle(settings, (), [f"{run}-clip-{number}" for number in range(len(clips))], within_s=5)
+    keys = [f"{run}-post-{number}" for number in range(len(posts))]
+    ledger = Ledger(set(keys), {f"{run}-clip-{number}" for number in range(len(clips))})
+    read_to_the_end(settings, ledger)
     # A post is answered under the id in its value; what has none is dead under its key.
     answered = {id_ for half, id_ in ledger.answered if half == "text"}
-    keys = [f"{run}-post-{number}" for number in range(len(posts))]
-    ledger.posts = set(keys)
     ledger.answered |= {("text", key) for key, value in zip(keys, posts, strict=True) if readable_id(value) in answered}
     account = note_row(f"{len(posts)} malformed posts, {len(clips)} damaged recordings", broker.name, ledger)
     assert account.dead_letters > 100
@@ -185,6 +188,31 @@ def test_header_names_that_are_no_utf8(shared_worker: RunningWorker, broker: Bro
     assert shared_worker.process.poll() is None
     account = note_row("header names that are no UTF-8", broker.name, ledger)
     assert account.dead_letters == 10
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_compressed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow, codec: str) -> None:
+    """Posts in each of Kafka's codecs, and lines of 10 MB that are small while they are compressed."""
+    settings, run = shared_worker.settings, uuid.uuid4().hex[:8]
+    values = {f"{run}-{n}": encode_post(Post(id=f"{run}-{n}", text=f"what a day ({n})")) for n in range(40)}
+    lines = {f"{run}-line-{n}": b'{"id": "line", "text": "' + b"x" * 10_000_000 + b'"}' for n in range(5)}
+
+    async def publish() -> None:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=settings.kafka, compression_type=codec, acks="all", max_request_size=20_000_000
+        )
+        await producer.start()
+        for key, value in {**values, **lines}.items():
+            await producer.send_and_wait(settings.posts_topic, value=value, key=key.encode())
+        await producer.stop()
+
+    asyncio.run(publish())
+    ledger = settle(settings, {*values, *lines})
+    assert shared_worker.process.poll() is None
+    account = note_row(f"posts in {codec}, lines of 10 MB among them", broker.name, ledger)
+    assert {id_ for _, id_ in ledger.dead if id_ in lines} == set(lines)
+    assert {ledger.reasons["text", id_] for id_ in lines} == {"too_large"}
+    assert account.answers == len(values)
 
 
 DAY_MS = 24 * 3600 * 1000

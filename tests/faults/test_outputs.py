@@ -1,12 +1,22 @@
 """`emotions` refuses: a message too large, a topic that is gone, no authorisation. On an Apache Kafka of its own."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from accounts import NoteRow, Traffic, counted, settle, sized
 from faulty import Cluster, running_cluster
-from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, publish, running_worker
+from support import (
+    KAFKA_SCRIPT,
+    PARTITIONS,
+    Broker,
+    await_true,
+    make_settings,
+    publish,
+    publish_clips,
+    running_worker,
+)
 
 from emostream.connectors.messages import Post
 from emostream.connectors.topics import create_topics
@@ -46,6 +56,7 @@ def test_an_answer_too_large(cluster: Cluster, own: Settings, note_row: NoteRow,
         ledger = settle(own, {post.id for post in posts}, within_s=sized(120, 60))
     account = note_row("`emotions` refuses: message too large", "kafka", ledger)
     assert account.dead_letters == len(large)
+    assert account.duplicates < len(small), "what stands beside a large one may be written twice, not again and again"
     assert {ledger.reasons["text", post.id] for post in large} == {"record_refused"}
 
 
@@ -61,6 +72,19 @@ def test_a_topic_that_is_gone(cluster: Cluster, own: Settings, note_row: NoteRow
             create_topics(own.kafka_access, [own.emotions_topic], partitions=PARTITIONS, replication=-1)
             ledger = during.settle(within_s=sized(150, 120))
     note_row("`emotions` refuses: topic missing, then there again", "kafka", ledger)
+
+
+def test_dead_letters_too_large(cluster: Cluster, own: Settings, note_row: NoteRow, tmp_path: Path) -> None:
+    """A topic of dead letters that takes little gets the beginning of what it cannot take."""
+    limit = ("--alter", "--entity-type", "topics", "--entity-name", own.dead_letters_topic)
+    cluster.tool("kafka-configs", *limit, "--add-config", "max.message.bytes=20000")
+    noise = random.Random(1)
+    clips = [(f"clip-{n}", noise.randbytes(900_000)) for n in range(5)]
+    with running_worker(own.model_copy(update={"join_grace_s": 0.5}), tmp_path / "log"):
+        publish_clips(own, clips)
+        ledger = settle(own, (), [id_ for id_, _ in clips], within_s=60)
+    account = note_row("`dead-letters` refuses: message too large", "kafka", ledger)
+    assert account.dead_letters == len(clips)
 
 
 def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:

@@ -7,17 +7,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from accounts import NoteRow, Traffic, counted, sized
+from kafka import KafkaAdminClient
 from support import Broker, await_true, running_worker
 
+from emostream.connectors.connecting import connect
 from emostream.streams.settings import Settings
 
 
 def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """Some are killed while they start, most while they work; there is work left at each kill."""
     kills, count = int(sized(20, 3)), int(sized(20_000, 1_000))
     chance = random.Random(20)
-    with Traffic(settings, count) as traffic:
+    with Traffic(settings, count, rate=sized(100, 40)) as traffic:
         for kill in range(kills):
-            with running_worker(settings, tmp_path / f"log-{kill}") as worker:
+            starting = kill % 4 == 1
+            with running_worker(settings, tmp_path / f"log-{kill}", ready=not starting) as worker:
                 time.sleep(chance.uniform(0.0, sized(6, 1.5)))
                 worker.end(signal.SIGKILL)
         with running_worker(settings, tmp_path / "last"):
@@ -27,6 +31,15 @@ def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: 
     assert counted(settings) == count, "each id counts once"
 
 
+def members(settings: Settings) -> int:
+    """Return how many workers Kafka takes for members of the group."""
+    admin = connect(KafkaAdminClient, settings.kafka_access)
+    try:
+        return len(admin.describe_groups([settings.group])[settings.group]["members"])
+    finally:
+        admin.close()
+
+
 def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
     with Traffic(settings, int(sized(5_000, 600))) as traffic:
         with running_worker(settings, tmp_path / "first") as first:
@@ -34,6 +47,7 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
             started = time.monotonic()
             code = first.end(signal.SIGTERM)
             took_s = time.monotonic() - started
+        assert members(settings) == 0, "it left the group"
         with running_worker(settings, tmp_path / "second"):
             ledger = traffic.settle(within_s=sized(120, 60))
     account = note_row("worker told to stop (SIGTERM)", broker.name, ledger, f"it left after {took_s:.1f} s")
@@ -45,8 +59,9 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
 def test_a_second_worker_joins_and_leaves(
     settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path
 ) -> None:
+    settings = settings.model_copy(update={"threads": 1})  # two that take all cores take them from each other
     with (
-        Traffic(settings, int(sized(5_000, 1_200)), rate=100) as traffic,
+        Traffic(settings, int(sized(5_000, 1_200)), rate=60) as traffic,
         running_worker(settings, tmp_path / "first") as first,
     ):
         with running_worker(settings, tmp_path / "second") as second:
@@ -58,7 +73,8 @@ def test_a_second_worker_joins_and_leaves(
 
 
 def test_one_of_three_workers_is_killed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
-    with Traffic(settings, int(sized(5_000, 1_000)), rate=sized(100, 60)) as traffic, ExitStack() as running:
+    settings = settings.model_copy(update={"threads": 1})
+    with Traffic(settings, int(sized(5_000, 1_000)), rate=40) as traffic, ExitStack() as running:
         workers = [running.enter_context(running_worker(settings, tmp_path / str(n), ready=False)) for n in range(3)]
         await_true(lambda: all(worker.answers_some() for worker in workers), within_s=120)
         workers[1].end(signal.SIGKILL)

@@ -242,6 +242,21 @@ async def test_a_sink_that_is_away_is_written_to_again(which: str, keeps: int) -
     assert scene.value("emostream_sink_errors_total", sink=name) == 2
 
 
+async def test_a_write_that_takes_long_is_counted_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(ListSink):
+        async def write(self, answers: Sequence[Answer]) -> None:
+            await asyncio.sleep(0.1)
+            await super().write(answers)
+
+    monkeypatch.setattr("emostream.streams.pipeline._PATIENCE_S", 0.03)
+    sink = Slow()
+    sink.name = "kafka"
+    scene = Scene(answers=sink)
+    await scene.pipeline.carry("texts", scene.items(posts("one")))
+    assert set(sink.answers) == {"p0"}
+    assert scene.value("emostream_sink_errors_total", sink="kafka") >= 1
+
+
 async def test_an_answer_that_kafka_refuses_becomes_a_dead_letter() -> None:
     scene = Scene(answers=FlakySink([lambda: RecordRefused(1, "too large")]))
     await scene.pipeline.carry("texts", scene.items(posts("one", "two", "three")))
