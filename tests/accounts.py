@@ -20,7 +20,13 @@ from emostream.streams.settings import Settings
 FULL = os.environ.get("EMOSTREAM_FAULTS") == "full"
 """Whether rows run at their full size (`make test-faults`); else in the smaller one that CI takes."""
 
+FAULT = "fault"
+"""Name of the property of a test's report that is a row of the table."""
+
 CLIPS = [file.read_bytes() for file in sorted((Path(__file__).parents[1] / "docs/examples/clips").glob("*.ogg"))]
+
+
+_HEADER = ("what was broken", "broker", "posts", "clips", "answered", "dead letters", "answered twice", "lost", "")
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,11 @@ class NoteRow(Protocol):
 
     def __call__(self, fault: str, broker: str, ledger: Ledger, seen: str = "") -> Account:
         """Note a row: what was broken, on which broker, what was seen beside the count."""
+
+
+def table_of_faults(rows: Iterable[Sequence[object]]) -> str:
+    """Return the table of docs/guarantees.md."""
+    return markdown_table(_HEADER, rows)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,14 +5,17 @@ EMOSTREAM_TEST_BOOTSTRAP names, or one that is started from EMOSTREAM_TEST_KAFKA
 checkout). Where there is none, the header says so and those runs do not exist.
 """
 
+import datetime as dt
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+from accounts import FAULT, table_of_faults
 from support import BOOTSTRAP, BROKERS, KAFKA_SCRIPT, PARTITIONS, Broker, make_settings, running_worker
 
 from emostream.connectors.topics import create_topics
@@ -38,6 +41,26 @@ def pytest_report_header() -> list[str]:
         second = "NO Apache Kafka: none at hand, and EMOSTREAM_TEST_BOOTSTRAP names none"
     secure = "one started for this run" if KAFKA_SCRIPT.is_file() else "NONE: there is no start script to be found"
     return [f"brokers: the embedded one, and {second}", f"a Kafka with TLS and logins: {secure}"]
+
+
+_TABLE_BEGINS, _TABLE_ENDS = "<!-- faults: made by `make test-faults` -->", "<!-- end of faults -->"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Show what was broken and what became of the records; write it down where EMOSTREAM_FAULTS_TABLE says."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    rows = [value for report in reports for name, value in report.user_properties if name == FAULT]
+    if not rows:
+        return
+    table = table_of_faults(sorted(rows, key=str))
+    terminalreporter.section("what was broken, and what became of the records")
+    terminalreporter.write(table)
+    file = os.environ.get("EMOSTREAM_FAULTS_TABLE")
+    if file and exitstatus == 0:
+        before, _, rest = Path(file).read_text().partition(_TABLE_BEGINS)
+        _, _, after = rest.partition(_TABLE_ENDS)
+        when = f"Seen {dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores.\n\n"
+        Path(file).write_text(f"{before}{_TABLE_BEGINS}\n{when}{table}{_TABLE_ENDS}{after}")
 
 
 @pytest.fixture(scope="session")
