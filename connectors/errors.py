@@ -8,10 +8,12 @@
     ├── AccessRefused     connecting: Kafka or Redis answers, but does not let us in: TLS, user, password, rights
     └── SinkError         writing answers
         ├── SinkUnavailable   away or overloaded; writing the same again may succeed (retriable)
-        └── RecordRefused     one record can never be written (too large); carries which
+        └── RecordRefused     some records can never be written (too large); carries which
 
 The pipeline handles the two sink errors; everything else is said to the user.
 """
+
+from collections.abc import Sequence
 
 
 class ConnectorError(Exception):
@@ -73,10 +75,10 @@ class SinkUnavailable(SinkError):
 
 
 class RecordRefused(SinkError):
-    """One record of a write can never succeed; `position` says which."""
+    """Some records of a write can never be written; `positions` says which."""
 
     reason = "record_refused"
 
-    def __init__(self, position: int, error: str) -> None:
+    def __init__(self, positions: Sequence[int], error: str) -> None:
         super().__init__(error)
-        self.position = position
+        self.positions = tuple(positions)

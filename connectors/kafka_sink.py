@@ -66,7 +66,7 @@ class KafkaWriter:
 
         Raises:
             SinkUnavailable: Some are not confirmed.
-            RecordRefused: One is larger than a request may be.
+            RecordRefused: Some are larger than a request, or a record of this topic, may be.
         """
         producer = await self._ready()
         outcomes = await self._deliver(producer, records)
@@ -78,9 +78,9 @@ class KafkaWriter:
             producer = await self._ready()
         for position in too_large:
             (outcomes[position],) = await self._deliver(producer, [records[position]])
-            if isinstance(outcomes[position], MessageSizeTooLargeError):
-                await self._drop(producer)
-                raise RecordRefused(position, f"{self._topic}: {outcomes[position]!r}") from outcomes[position]
+        if refused := [at for at in too_large if isinstance(outcomes[at], MessageSizeTooLargeError)]:
+            await self._drop(producer)
+            raise RecordRefused(refused, f"{self._topic}: {outcomes[refused[0]]!r}") from outcomes[refused[0]]
         faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if faults:
             await self._drop(producer)
@@ -196,10 +196,11 @@ class KafkaDeadLetters:
                 await self._writer.write([(letter.key, _value(letter), letter.headers) for letter in pending])
                 return
             except RecordRefused as refused:
-                letter = pending[refused.position]
-                if letter.why.whole_bytes is not None and len(letter.value or b"") < _LEAST_KEPT_BYTES:
-                    raise SinkUnavailable(f"{refused}; raise its max.message.bytes") from refused
-                pending[refused.position] = _cut(letter)
+                for position in refused.positions:
+                    letter = pending[position]
+                    if letter.why.whole_bytes is not None and len(letter.value or b"") < _LEAST_KEPT_BYTES:
+                        raise SinkUnavailable(f"{refused}; raise its max.message.bytes") from refused
+                    pending[position] = _cut(letter)
 
     async def close(self) -> None:
         """Flush and let go of the connection."""

@@ -177,7 +177,7 @@ class RedisSink:
         for position, stored in enumerate(await pipeline.execute()):
             if stored == _REFUSED:
                 key, *_, half = self._keys(answers[position].emotion)
-                raise RecordRefused(position, f"Redis: the key {key!r} or {half!r} is no hash")
+                raise RecordRefused([position], f"Redis: the key {key!r} or {half!r} is no hash")
 
     def _keys(self, emotion: Emotion) -> tuple[str, str, str, str]:
         minute = emotion.ingested_at.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M")

@@ -41,7 +41,9 @@ class HeadStage(Stage):
     def __init__(self, recipe: HeadRecipe, *, text: TextStage, compute: Compute, seed: int) -> None:
         super().__init__()
         self.optimisation = recipe.optimisation
-        self._text, self._compute, self._seed = text, compute, seed
+        self._compute, self._seed = compute, seed
+        # Not the stage itself: as a module it would be learned, and saved, along with its heads.
+        self._judge_sets, self._figure = text.judge_sets, text.figure
         known = {dataset.name: dataset for dataset in text.sets("train")}
         unfit = [name for name in recipe.datasets if name not in known or len(known[name].classes) != 1]
         if unfit:
@@ -91,8 +93,8 @@ class HeadStage(Stage):
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate the development splits of these heads' data sets."""
-        return self._text.judge_sets(self._dev_sets)
+        return self._judge_sets(self._dev_sets)
 
     def figure(self, evaluations: Sequence[Evaluation]) -> float:
         """Return the mean of the official metrics."""
-        return self._text.figure(evaluations)
+        return self._figure(evaluations)

@@ -253,7 +253,7 @@ def _run_to_the_end(service: "Worker") -> NoReturn:
 
 
 def _print_error(error: Exception) -> None:
-    Console(stderr=True).print("[red]error:[/]", Text(str(error)), highlight=False)
+    Console(stderr=True).print("[red]error:[/]", Text(str(error)), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

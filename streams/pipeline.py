@@ -283,10 +283,11 @@ class Pipeline:
                 await self._write(sink, [answer for _, answer in left])
                 return left
             except RecordRefused as refused:
-                item, _ = left[refused.position]
                 fault = Unscorable(refused.reason, str(refused))
-                letters.update({record: to_dead_letter(record, fault) for record in item.records})
-                left = [*left[: refused.position], *left[refused.position + 1 :]]
+                for position in refused.positions:
+                    item, _ = left[position]
+                    letters.update({record: to_dead_letter(record, fault) for record in item.records})
+                left = [pair for position, pair in enumerate(left) if position not in refused.positions]
 
     async def _write(self, sink: Writes[T], records: Sequence[T]) -> None:
         """Write to a sink, again and again until it is safe there."""

@@ -58,6 +58,6 @@ async def test_a_failed_question_leaves_it_alone_too() -> None:
 
 async def test_what_can_never_be_written_is_said() -> None:
     store = Flaky()
-    store.fault = RecordRefused(0, "no hash")
+    store.fault = RecordRefused([0], "no hash")
     with pytest.raises(RecordRefused):
         await OptionalStore(store, skipped=lambda _: None).write(written(make_answer("a")))

@@ -16,6 +16,9 @@ from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack, child_process, embedded_broker_command, free_port
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Clients whose broker is killed leave sockets open."""
+
 needs_kafka = pytest.mark.skipif(not KAFKA_SCRIPT.is_file(), reason="no Apache Kafka to start and break is at hand")
 
 

@@ -56,7 +56,7 @@ def test_an_answer_too_large(cluster: Cluster, own: Settings, note_row: NoteRow,
         ledger = settle(own, {post.id for post in posts}, within_s=sized(120, 60))
     account = note_row("`emotions` refuses: message too large", "kafka", ledger)
     assert account.dead_letters == len(large)
-    assert account.duplicates < len(small), "what stands beside a large one may be written twice, not again and again"
+    assert account.duplicates <= len(small), "what stands beside a large one may be written twice, not again and again"
     assert {ledger.reasons["text", post.id] for post in large} == {"record_refused"}
 
 

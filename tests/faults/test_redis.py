@@ -90,7 +90,7 @@ def settled(worker: RunningWorker) -> bool:
 
 
 def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_row: NoteRow, tmp_path: Path) -> None:
-    count = int(sized(6_000, 600))
+    count = int(sized(6_000, 150))
     with Wire(int(redis.url.rpartition(":")[2].partition("/")[0])) as wire:
         wire.delay_s = 0.5
         settings = settings.model_copy(update={"redis": type(settings.redis)(f"redis://127.0.0.1:{wire.port}/0")})

@@ -16,7 +16,7 @@ from emostream.streams.settings import Settings
 
 def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
     """Some are killed while they start, most while they work; there is work left at each kill."""
-    kills, count = int(sized(20, 3)), int(sized(20_000, 1_000))
+    kills, count = int(sized(20, 2)), int(sized(20_000, 800))
     chance = random.Random(20)
     with Traffic(settings, count, rate=sized(100, 40)) as traffic:
         for kill in range(kills):
@@ -47,7 +47,8 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
             started = time.monotonic()
             code = first.end(signal.SIGTERM)
             took_s = time.monotonic() - started
-        assert members(settings) == 0, "it left the group"
+        if broker.name == "kafka":  # kafka-python cannot read what the embedded one says of a group
+            assert members(settings) == 0, "it left the group"
         with running_worker(settings, tmp_path / "second"):
             ledger = traffic.settle(within_s=sized(120, 60))
     account = note_row("worker told to stop (SIGTERM)", broker.name, ledger, f"it left after {took_s:.1f} s")
@@ -61,11 +62,11 @@ def test_a_second_worker_joins_and_leaves(
 ) -> None:
     settings = settings.model_copy(update={"threads": 1})  # two that take all cores take them from each other
     with (
-        Traffic(settings, int(sized(5_000, 1_200)), rate=60) as traffic,
+        Traffic(settings, int(sized(5_000, 1_200)), rate=sized(60, 35)) as traffic,
         running_worker(settings, tmp_path / "first") as first,
     ):
         with running_worker(settings, tmp_path / "second") as second:
-            await_true(lambda: second.metric("emostream_answers_total") > 50, within_s=60)
+            await_true(lambda: second.metric("emostream_answers_total") > 20, within_s=60)
             assert second.end() == 0
         ledger = traffic.settle(within_s=sized(150, 60))
         assert first.process.poll() is None

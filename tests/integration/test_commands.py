@@ -209,43 +209,46 @@ def test_a_broker_that_is_away_is_one_line_and_exit_code_1(settings: Settings, a
     assert "Traceback" not in done.stderr
 
 
-def test_predict_needs_no_kafka(settings: Settings) -> None:
-    away = settings.model_copy(update={"kafka": "127.0.0.1:1"})
-    done = emostream(away, "predict", "--json", "i am so happy for you", "this makes me furious")
+NOWHERE = Settings(kafka="127.0.0.1:1", redis="redis://127.0.0.1:1/0")
+"""For commands that need neither."""
+
+
+def test_predict_needs_no_kafka() -> None:
+    done = emostream(NOWHERE, "predict", "--json", "i am so happy for you", "this makes me furious")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["emotion"] for answer in answers] == ["joy", "anger"]
     assert answers[1]["attributes"]["sentiment"]["label"] == "negative"
-    piped = emostream(away, "predict", "-", input="what a sad, sad day\n\n")
+    piped = emostream(NOWHERE, "predict", "-", input="what a sad, sad day\n\n")
     assert "sadness" in piped.stdout
 
 
-def test_predict_takes_recordings_and_pairs(settings: Settings, tmp_path: Path) -> None:
+def test_predict_takes_recordings_and_pairs(tmp_path: Path) -> None:
     clip = str(CLIPS / "parcel.ogg")
-    done = emostream(settings, "predict", "--json", "you lost my parcel", "--clip", clip, "--together")
+    done = emostream(NOWHERE, "predict", "--json", "you lost my parcel", "--clip", clip, "--together")
     (pair,) = map(json.loads, done.stdout.splitlines())
     assert (pair["modalities"], pair["text"], pair["clip"]) == (["text", "voice"], "you lost my parcel", clip)
     noise = tmp_path / "noise.ogg"
     noise.write_bytes(b"OggS" + bytes(range(200)))
-    apart = emostream(settings, "predict", "--json", "so glad", "--clip", clip, "--clip", str(noise))
+    apart = emostream(NOWHERE, "predict", "--json", "so glad", "--clip", clip, "--clip", str(noise))
     assert [json.loads(line)["modalities"] for line in apart.stdout.splitlines()] == [["text"], ["voice"]]
     assert apart.returncode == 1
     assert "noise.ogg: audio_undecodable" in apart.stderr
-    uneven = emostream(settings, "predict", "one", "two", "--clip", clip, "--together")
+    uneven = emostream(NOWHERE, "predict", "one", "two", "--clip", clip, "--together")
     assert uneven.returncode == 2
     assert "make no pairs" in " ".join(uneven.stderr.split())
 
 
-def test_evaluate_prints_json(settings: Settings, tmp_path: Path) -> None:
+def test_evaluate_prints_json(tmp_path: Path) -> None:
     (tmp_path / "test_sent_emo.csv").write_text(
         "Utterance,Emotion\nI am so happy for you!,joy\nI hate you!,anger\nIt is at nine.,neutral\n"
     )
-    done = emostream(settings, "evaluate", "--task", "meld", "--data", str(tmp_path), "--json")
+    done = emostream(NOWHERE, "evaluate", "--task", "meld", "--data", str(tmp_path), "--json")
     result = json.loads(done.stdout)
     assert (result["task"], result["split"], result["n"], result["accuracy"]) == ("meld", "test", 3, 1.0)
     fields = ("macro_f1", "uar", "wa", "ece", "official", "per_class", "confusion")
     assert all(field in result for field in fields)
-    shown = emostream(settings, "evaluate", "--task", "meld", "--data", str(tmp_path))
+    shown = emostream(NOWHERE, "evaluate", "--task", "meld", "--data", str(tmp_path))
     assert "macro-F1" in shown.stdout
-    missing = emostream(settings, "evaluate", "--task", "goemotions", "--data", str(tmp_path))
+    missing = emostream(NOWHERE, "evaluate", "--task", "goemotions", "--data", str(tmp_path))
     assert missing.returncode == 1
     assert "labels.txt is missing" in " ".join(missing.stderr.split())

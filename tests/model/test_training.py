@@ -228,6 +228,7 @@ def test_a_set_with_text_and_voice_gives_its_own_pairs(data: Path, tmp_path: Pat
     recipe = msgspec.structs.replace(
         RECIPE,
         text=msgspec.structs.replace(RECIPE.text, datasets=choice, examples_per_epoch=160),
+        heads=None,
         voice=msgspec.structs.replace(RECIPE.voice, datasets=choice, speeds=(1.0,)),
         fusion=msgspec.structs.replace(RECIPE.fusion, match_by_label=False),
     )

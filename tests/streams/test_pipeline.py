@@ -258,7 +258,7 @@ async def test_a_write_that_takes_long_is_counted_and_waited_for(monkeypatch: py
 
 
 async def test_an_answer_that_kafka_refuses_becomes_a_dead_letter() -> None:
-    scene = Scene(answers=FlakySink([lambda: RecordRefused(1, "too large")]))
+    scene = Scene(answers=FlakySink([lambda: RecordRefused([1], "too large")]))
     await scene.pipeline.carry("texts", scene.items(posts("one", "two", "three")))
     assert set(scene.answers.answers) == set(scene.store.answers) == {"p0", "p2"}
     assert [(origin, x.why.reason) for origin, x in scene.dead.letters.items()] == [("posts/0/1", "record_refused")]
