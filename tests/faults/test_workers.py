@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from accounts import NoteRow, Traffic, counted, sized
+from accounts import NoteRow, Traffic, counted, settle, sized
 from kafka import KafkaAdminClient
 from support import Broker, await_true, running_worker
 
@@ -60,15 +60,18 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
 def test_a_second_worker_joins_and_leaves(
     settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path
 ) -> None:
+    """Posts come before it joins, and once it has its partitions; it leaves while they are worked off."""
     settings = settings.model_copy(update={"threads": 1})  # two that take all cores take them from each other
-    with (
-        Traffic(settings, int(sized(5_000, 1_200)), rate=sized(60, 35)) as traffic,
-        running_worker(settings, tmp_path / "first") as first,
-    ):
-        with running_worker(settings, tmp_path / "second") as second:
-            await_true(lambda: second.metric("emostream_answers_total") > 20, within_s=60)
+    half = int(sized(2_500, 400))
+    with running_worker(settings, tmp_path / "first") as first:
+        with (
+            Traffic(settings, half, name="before") as before,
+            running_worker(settings, tmp_path / "second") as second,
+            Traffic(settings, half, name="after") as after,
+        ):
+            await_true(second.answers_some, within_s=60)
             assert second.end() == 0
-        ledger = traffic.settle(within_s=sized(150, 60))
+        ledger = settle(settings, before.posts + after.posts, before.clips + after.clips, within_s=sized(200, 90))
         assert first.process.poll() is None
     note_row("a second worker joins and leaves", broker.name, ledger)
 
