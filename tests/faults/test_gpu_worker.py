@@ -30,12 +30,12 @@ def test_killed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow)
 
 
 def test_hangs_past_the_deadline(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
-    settings = settings.model_copy(update={"inference_deadline_s": sized(20.0, 5.0)})
+    settings = settings.model_copy(update={"inference_deadline_s": sized(20.0, 12.0)})
     with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(2_000, 300))) as traffic:
         await_true(lambda: worker.metric("emostream_answers_total") > 0, within_s=60)
         os.kill(worker.gpu_worker(), signal.SIGSTOP)
         ledger = traffic.settle(within_s=sized(150, 90))
-        assert worker.metric("emostream_gpu_worker_restarts_total", cause="deadline") == 1
+        assert worker.metric("emostream_gpu_worker_restarts_total", cause="deadline") >= 1
     account = note_row("GPU worker hangs (SIGSTOP) past its deadline", broker.name, ledger)
     assert account.dead_letters == 0
 

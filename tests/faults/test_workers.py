@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from accounts import NoteRow, Traffic, counted, settle, sized
+from accounts import FULL, NoteRow, Traffic, counted, settle, sized
 from kafka import KafkaAdminClient
 from support import Broker, await_true, running_worker
 
@@ -77,10 +77,13 @@ def test_a_second_worker_joins_and_leaves(
 
 
 def test_one_of_three_workers_is_killed(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """At full size all three are at work by then; in the smaller one perhaps only the one that is killed."""
     settings = settings.model_copy(update={"threads": 1})
-    with Traffic(settings, int(sized(5_000, 1_000)), rate=40) as traffic, ExitStack() as running:
+    at_work = all if FULL else any
+    with Traffic(settings, int(sized(8_000, 800)), rate=sized(60, 0)) as traffic, ExitStack() as running:
         workers = [running.enter_context(running_worker(settings, tmp_path / str(n), ready=False)) for n in range(3)]
-        await_true(lambda: all(worker.answers_some() for worker in workers), within_s=120)
-        workers[1].end(signal.SIGKILL)
-        ledger = traffic.settle(within_s=sized(200, 90))
+        await_true(lambda: at_work(worker.answers_some() for worker in workers), within_s=120)
+        victim = next(worker for worker in workers if worker.answers_some())
+        victim.end(signal.SIGKILL)
+        ledger = traffic.settle(within_s=sized(200, 150))
     note_row("one of three workers killed", broker.name, ledger)
