@@ -17,13 +17,20 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 
-UNREADABLE, WHOLE_BYTES = "emostream-unreadable", "emostream-whole-bytes"
-"""Headers that are added here: why a record could not be unpacked; how large a value was that was cut."""
-
 _log = logging.getLogger(__name__)
 
 _LENGTH_AT, _LENGTH_ENDS = 8, 12
 """Where a batch says how many bytes follow (Kafka's protocol: eight bytes of offset come first)."""
+
+
+class Noticed(str):
+    """Name of a header that was added here. A stranger's header may be called the same, but is never of this type."""
+
+    __slots__ = ()
+
+
+UNREADABLE, WHOLE_BYTES = Noticed("emostream-unreadable"), Noticed("emostream-whole-bytes")
+"""Why a record could not be unpacked; how large a value was that was cut."""
 
 
 def unpack_whatever_comes() -> None:

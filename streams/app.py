@@ -15,7 +15,7 @@ from faust.auth import Credentials
 from faust.sensors import Monitor
 
 from emostream.connectors.broker import KafkaAccess
-from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, unpack_whatever_comes
+from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, Noticed, unpack_whatever_comes
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
@@ -126,7 +126,7 @@ def _record(event: Any) -> Record:
     message = event.message
     headers = message.headers or ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    noticed = {name: value for name, value in pairs if name in (UNREADABLE, WHOLE_BYTES)}
+    noticed = {name: value for name, value in pairs if isinstance(name, Noticed)}
     return Record(
         topic=message.topic,
         partition=message.partition,
@@ -134,7 +134,7 @@ def _record(event: Any) -> Record:
         timestamp_s=message.timestamp,
         key=message.key,
         value=message.value,
-        headers=tuple((name, bytes(value or b"")) for name, value in pairs if name not in noticed),
+        headers=tuple((name, bytes(value or b"")) for name, value in pairs if not isinstance(name, Noticed)),
         unreadable=noticed.get(UNREADABLE, b"").decode(errors="replace"),
         whole_bytes=int(noticed[WHOLE_BYTES]) if WHOLE_BYTES in noticed else None,
         acknowledge=event.ack,
