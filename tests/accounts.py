@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from redis import Redis
-from support import ANSWER_S, TEXTS
+from support import ANSWER_S, TEXTS, RunningWorker, await_true
 
 from emostream.connectors.messages import Post, decode_emotion, encode_post
 from emostream.connectors.producer import RecordProducer
@@ -202,6 +203,16 @@ class Traffic:
     def settle(self, *, within_s: float = ANSWER_S) -> Ledger:
         """Wait until every record is accounted for."""
         return settle(self._settings, self.posts, self.clips, within_s=within_s)
+
+
+def capacity(worker: RunningWorker, count: int, *, clip_every: int = 0) -> float:
+    """Return how many posts a second it answers from a backlog."""
+    before = worker.metric("emostream_answers_total")
+    with Traffic(worker.settings, count, name=f"backlog-{uuid.uuid4().hex[:8]}", clip_every=clip_every):
+        pass
+    started, so_far = time.monotonic(), worker.metric("emostream_answers_total") - before
+    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=300)
+    return (count - so_far) / max(0.5, time.monotonic() - started)
 
 
 def sized(full: float, small: float) -> float:

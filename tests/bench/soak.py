@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from accounts import Traffic
+from accounts import Traffic, capacity
 from faulty import resident_mib
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from support import RunningWorker, await_true, running_worker
+from support import RunningWorker, running_worker
 
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
@@ -64,15 +64,6 @@ def stretch(looks: list[dict[str, float]]) -> list[float]:
     ]
 
 
-def capacity(worker: RunningWorker, count: int) -> float:
-    """Return how many posts a second the worker answers from a backlog."""
-    before = worker.metric("emostream_answers_total")
-    with Traffic(worker.settings, count, name="backlog"):
-        started = time.monotonic()
-    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=300)
-    return count / (time.monotonic() - started)
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,8 +83,8 @@ def main() -> None:
         )  # fmt: skip
         create_topics(settings.kafka_access, settings.topics, partitions=4, replication=-1)
         with running_worker(settings, Path(folder) / "log") as worker:
-            capacity(worker, 300)  # warm-up
-            rate = options.load * capacity(worker, 1_500)
+            capacity(worker, 300, clip_every=10)  # warm-up
+            rate = options.load * capacity(worker, 1_500, clip_every=10)
             console.print(f"{rate:.0f} posts a second, {options.load:.0%} of what this worker can do")
             looks = []
             with (

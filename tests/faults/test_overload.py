@@ -4,7 +4,7 @@ import threading
 import time
 from pathlib import Path
 
-from accounts import NoteRow, Traffic, sized
+from accounts import NoteRow, Traffic, capacity, sized
 from faulty import resident_mib
 from support import Broker, RunningWorker, await_true, running_worker
 
@@ -50,16 +50,6 @@ def latency_s(worker: RunningWorker, settings: Settings, name: str) -> float:
     await_true(lambda: total()[1] >= before + 20, within_s=60)
     after_s, after = total()
     return (after_s - before_s) / (after - before)
-
-
-def capacity(worker: RunningWorker, count: int) -> float:
-    """Return how many posts a second it answers from a backlog."""
-    before = worker.metric("emostream_answers_total")
-    with Traffic(worker.settings, count, name="backlog", clip_every=0):
-        pass
-    started, so_far = time.monotonic(), worker.metric("emostream_answers_total") - before
-    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=120)
-    return (count - so_far) / max(0.5, time.monotonic() - started)
 
 
 def test_overload(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
