@@ -211,7 +211,7 @@ def capacity(worker: RunningWorker, count: int, *, clip_every: int = 0) -> float
     with Traffic(worker.settings, count, name=f"backlog-{uuid.uuid4().hex[:8]}", clip_every=clip_every):
         pass
     started, so_far = time.monotonic(), worker.metric("emostream_answers_total") - before
-    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=300)
+    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=120)
     return (count - so_far) / max(0.5, time.monotonic() - started)
 
 
