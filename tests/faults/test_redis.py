@@ -114,6 +114,8 @@ def test_not_waited_for(
         redis.stop()
         with Traffic(settings, int(sized(3_000, 300))) as traffic:
             ledger = traffic.settle(within_s=sized(120, 60))  # answered while it is away
+        # Kafka has an answer before Redis is tried, so the last batch is counted a moment after it is read.
+        await_true(lambda: worker.metric("emostream_skipped_answers_total") >= len(traffic.posts), within_s=30)
         skipped = worker.metric("emostream_skipped_answers_total")
         redis.start()
         with Traffic(settings, 100, name="after", clip_every=0) as after:
@@ -123,4 +125,3 @@ def test_not_waited_for(
             again.settle()
         await_true(lambda: in_redis(settings, "again-99"), within_s=30)
     note_row("Redis gone, and not waited for", broker.name, ledger, f"{skipped:.0f} answers in Kafka alone")
-    assert skipped >= len(traffic.posts)
