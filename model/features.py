@@ -9,6 +9,9 @@ Legend: B recordings, S samples, F frames, M Mel bands (height of an image), P p
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
 
 import msgspec
 import numpy as np
@@ -47,8 +50,8 @@ _CHROMA_FFT = 2048
 _CHROMA_FRAMES = CHROMA_HOP_SAMPLES // HOP_SAMPLES
 """Frames of the Mel image over each frame of the chromagram."""
 
-_CPU_RECORDINGS = 1
-"""Recordings transformed at once on a CPU: their spectra stay in its cache, and memory is not asked for anew."""
+_CPU_RECORDINGS = 4
+"""Most recordings that a core transforms at once: their spectra stay in its cache."""
 
 _SPEECH_RMS = 0.05
 """Level that recordings are brought to (-26 dBFS): how loud somebody was recorded says nothing of how they feel."""
@@ -68,6 +71,7 @@ class SpeechImages(nn.Module):
     _chroma_QP: Tensor
     _mel_window: Tensor
     _chroma_window: Tensor
+    _stretch_PM: Tensor
 
     def __init__(self, variant: str) -> None:
         super().__init__()
@@ -82,28 +86,40 @@ class SpeechImages(nn.Module):
         self._constant("_chroma_QP", torch.from_numpy(chroma_PQ).T)
         self._constant("_mel_window", functional.pad(torch.hann_window(_MEL_WINDOW), (around, around)))
         self._constant("_chroma_window", torch.hann_window(_CHROMA_FFT))
+        pitch_class_M = torch.arange(_MEL_BANDS) * _PITCH_CLASSES // _MEL_BANDS
+        self._constant("_stretch_PM", torch.eye(_PITCH_CLASSES)[:, pitch_class_M])
 
     def _constant(self, name: str, values: Tensor) -> None:
         """Keep values on the module's device, but out of the checkpoint: they are computed, not learned."""
-        self.register_buffer(name, values.float().contiguous(), persistent=False)
+        self.register_buffer(name, values.contiguous(), persistent=False)
 
     def mel(self, wave_BS: Tensor) -> Tensor:
         """Return the Mel spectrogram mel_BFM of magnitudes: 64 HTK bands, windows of 25 ms every 10 ms."""
-        return _power(wave_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt() @ self._mel_QM
+        return _power(wave_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt_() @ self._mel_QM
 
     def chroma(self, wave_BS: Tensor) -> Tensor:
         """Return the chromagram chroma_BFP: energy per pitch class, each frame's largest 1, 128 ms every 30 ms."""
         chroma_BFP = _power(wave_BS, hop=CHROMA_HOP_SAMPLES, window=self._chroma_window) @ self._chroma_QP
         peak_BF1 = chroma_BFP.amax(2, keepdim=True)
-        return chroma_BFP / peak_BF1.masked_fill(peak_BF1 < torch.finfo(torch.float32).tiny, 1.0)
+        return chroma_BFP.div_(peak_BF1.masked_fill_(peak_BF1 < torch.finfo(torch.float32).tiny, 1.0))
 
     def forward(self, wave_BS: Tensor) -> Tensor:
         """Return images_BKFM for waveforms of one length, S a multiple of the hop; F = S / hop."""
         frames = wave_BS.shape[1] // HOP_SAMPLES
         images_BKFM = wave_BS.new_empty(len(wave_BS), len(self.channels), frames, _MEL_BANDS)
-        at_once = _CPU_RECORDINGS if wave_BS.device.type == "cpu" else len(wave_BS)
-        for start in range(0, len(wave_BS), at_once):
-            self._draw(wave_BS[start : start + at_once], images_BKFM[start : start + at_once])
+        if wave_BS.device.type != "cpu" or len(wave_BS) == 1:
+            self._draw(wave_BS, images_BKFM)
+            return images_BKFM
+        cores = torch.get_num_threads()
+        rounds = math.ceil(len(wave_BS) / (cores * _CPU_RECORDINGS))
+        parts = min(cores * rounds, len(wave_BS))
+        inference = torch.is_inference_mode_enabled()  # every thread has a mode of its own
+
+        def draw(wave_BS: Tensor, images_BKFM: Tensor) -> None:
+            with torch.inference_mode(inference):
+                self._draw(wave_BS, images_BKFM)
+
+        list(_a_core_each(cores).map(draw, wave_BS.tensor_split(parts), images_BKFM.tensor_split(parts)))
         return images_BKFM
 
     def _draw(self, wave_BS: Tensor, images_BKFM: Tensor) -> None:
@@ -114,9 +130,28 @@ class SpeechImages(nn.Module):
                 mel_BFM = self.mel(wave_BS)[:, :frames]
                 torch.log(mel_BFM.add_(_LOG_OFFSET), out=images_BKFM[:, channel])
             else:
-                bands_M = torch.arange(_MEL_BANDS, device=wave_BS.device) * _PITCH_CLASSES // _MEL_BANDS
-                chroma_BFM = self.chroma(wave_BS)[:, :, bands_M]
-                images_BKFM[:, channel] = chroma_BFM.repeat_interleave(_CHROMA_FRAMES, dim=1)[:, :frames]
+                chroma_BFM = self.chroma(wave_BS) @ self._stretch_PM
+                for first in range(_CHROMA_FRAMES):
+                    part_BFM = images_BKFM[:, channel, first::_CHROMA_FRAMES]
+                    part_BFM.copy_(chroma_BFM[:, : part_BFM.shape[1]])
+
+
+@cache
+def _a_core_each(threads: int) -> ThreadPoolExecutor:
+    """Return threads of one core each: shared among recordings, cores need not wait for each other at every step."""
+    begun = Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # torch takes the number of all threads once, at a thread's first question, so ask now
+        torch.set_num_threads(1)
+        begun.wait()
+
+    pool = ThreadPoolExecutor(threads, "images", initializer=begin)
+    for _ in range(threads):
+        pool.submit(int)
+    begun.wait()
+    torch.set_num_threads(threads)  # of threads that torch meets from now on
+    return pool
 
 
 def _power(wave_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
@@ -127,7 +162,8 @@ def _power(wave_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
     fft = len(window)
     padded_BS = functional.pad(wave_BS, (fft // 2, fft // 2))
     spectrum_BFQ: Tensor = torch.fft.rfft(padded_BS.unfold(1, fft, hop) * window)
-    return (spectrum_BFQ * spectrum_BFQ.conj()).real  # a tenth of the time that abs() takes
+    squares_BFQ2 = torch.view_as_real(spectrum_BFQ).square_()
+    return squares_BFQ2[..., 0] + squares_BFQ2[..., 1]  # a tenth of the time that abs() takes, a seventh of sum()
 
 
 class ClipWindows(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Images of speech, beside librosa's slow way to the same numbers."""
 
 import math
+from collections.abc import Iterator
 
 import librosa
 import numpy as np
@@ -55,10 +56,22 @@ def test_an_image_has_a_channel_for_each_part_of_its_variant(variant: str) -> No
     assert torch.isfinite(images).all()
 
 
-def test_a_batch_has_the_images_of_its_recordings() -> None:
-    waves = torch.randn(7, 128 * HOP_SAMPLES) / 10
+@pytest.fixture(params=[1, 3])
+def cores(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_batch_has_the_images_of_its_recordings_on_any_number_of_cores(cores: int, inference: bool) -> None:
+    waves = torch.randn(2 * 4 * cores + 1, 128 * HOP_SAMPLES) / 10
     images = SpeechImages("both")
-    torch.testing.assert_close(images(waves), torch.cat([images(wave[None]) for wave in waves]))
+    with torch.inference_mode(inference):
+        for count in (1, 2, len(waves)):
+            torch.testing.assert_close(images(waves[:count]), torch.cat([images(wave[None]) for wave in waves[:count]]))
+    assert torch.get_num_threads() == cores
 
 
 def test_a_tone_lights_its_pitch_class_and_its_band() -> None:
