@@ -54,7 +54,8 @@ class TextStage(Stage):
     ) -> None:
         super().__init__()
         self.optimisation = recipe.optimisation
-        self._recipe, self._compute, self._seed = recipe, compute, seed
+        self._recipe, self._compute = recipe, compute
+        self._first_seed = self._seed = seed
         encoder = str(data / recipe.encoder) if (data / recipe.encoder).is_dir() else recipe.encoder
         self.tokenizer = load_pretrained_tokenizer(
             encoder,
@@ -83,6 +84,12 @@ class TextStage(Stage):
             Row(ids=text.rows[0], head=example.head, labels=example.labels)
             for text, example in zip(windows, dataset.examples, strict=True)
         ]
+
+    def begin_cycle(self, number: int) -> None:
+        """Learn on for one epoch, from texts drawn anew; the first cycle, after the stage itself, is 1."""
+        self.optimisation = msgspec.structs.replace(self._recipe.optimisation, epochs=1)
+        self._seed = self._first_seed + 1000 * number
+        self.name = f"text, cycle {number}"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -2,6 +2,7 @@
 
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
+    RUN/cycle-N       both once more, to be averaged
     RUN/heads         some of these heads, longer   (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
     RUN/fusion        the head over both            (fusion_training.py)
@@ -75,6 +76,9 @@ def train(
 
     text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
     judged = {each.task: each for each in text_progress.best.evaluations}
+    if recipe.text.cycles:
+        _average_cycles(text, cycles=recipe.text.cycles, run=run, compute=compute, seed=recipe.seed, on_step=on_step)
+        judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
         heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
         head_progress = run_stage(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
@@ -93,6 +97,17 @@ def train(
         save_checkpoint(_checkpoint(recipe, text=text, voice=voice, fusion=fusion), run / "best")
         write_reports(evaluations, run / "figures", title="On development data, which chose epochs and temperatures")
     return evaluations
+
+
+def _average_cycles(text: TextStage, *, cycles: int, run: Path, compute: Compute, seed: int, on_step: Progress) -> None:
+    """Train a finished text stage on, some cycles, and give it the mean of the weights at all ends, the first too."""
+    total = {name: tensor.double() for name, tensor in text.state_dict().items()}
+    for number in range(1, cycles + 1):
+        text.begin_cycle(number)
+        run_stage(text, folder=run / f"cycle-{number}", compute=compute, seed=seed + number, on_step=on_step)
+        for name, tensor in text.state_dict().items():
+            total[name] += tensor
+    text.load_state_dict({name: tensor / (cycles + 1) for name, tensor in total.items()})
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
 
 from emostream.model import training_loop
@@ -203,6 +204,26 @@ def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_p
     train(msgspec.structs.replace(RECIPE, voice=None, text=text), data=data, run=tmp_path, device="cpu")
     scorer = EmotionScorer.load(tmp_path / "best", device="cpu")
     assert scorer.score([Item(text="j so")]).outcomes[0].modalities == ("text",)
+
+
+def test_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> None:
+    text = msgspec.structs.replace(RECIPE.text, cycles=2)
+    recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
+    steps: list[str] = []
+    train(recipe, data=data, run=tmp_path, device="cpu", on_step=lambda name, *_: steps.append(name))
+    assert list(dict.fromkeys(steps)) == ["text", "text, cycle 1", "text, cycle 2", "fusion"]
+    parts = [next((tmp_path / name).glob("epoch-*.safetensors")) for name in ("cycle-1", "cycle-2")]
+    progress = json.loads((tmp_path / "text" / "progress.json").read_text())["epochs"]
+    chosen = max(progress, key=lambda record: record["figure"])["epoch"]
+    ends = [load_file(file) for file in (tmp_path / "text" / f"epoch-{chosen}.safetensors", *parts)]
+    ours = load_checkpoint(tmp_path / "best").network.text.state_dict()
+    assert any(len({end[f"branch.{name}"].sum().item() for end in ends}) == 3 for name in ours), "cycles learn"
+    for name, tensor in ours.items():
+        mean = torch.stack([end[f"branch.{name}"].double() for end in ends]).mean(0)
+        torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=float(mean.abs().max()) / 127)
+    before = (tmp_path / "best" / "model.safetensors").read_bytes()
+    train(recipe, data=data, run=tmp_path, device="cpu")
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
