@@ -6,16 +6,14 @@ checkout). Where there is none, the header says so and those runs do not exist.
 """
 
 import datetime as dt
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from accounts import FAULT, table_of_faults
+from faulty import running_cluster
 from support import BOOTSTRAP, BROKERS, KAFKA_SCRIPT, PARTITIONS, Broker, make_settings, running_worker
 
 from emostream.connectors.topics import create_topics
@@ -76,14 +74,8 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if BOOTSTRAP:
         yield BOOTSTRAP
         return
-    folder = tmp_path_factory.mktemp("kafka") / "cluster"
-    started = subprocess.run(
-        [sys.executable, KAFKA_SCRIPT, "start", folder], check=True, capture_output=True, text=True
-    )
-    try:
-        yield json.loads(started.stdout)["bootstrap"]
-    finally:
-        subprocess.run([sys.executable, KAFKA_SCRIPT, "stop", folder, "--kill"], check=True, capture_output=True)
+    with running_cluster(tmp_path_factory.mktemp("kafka") / "cluster") as running:
+        yield running.bootstrap
 
 
 @pytest.fixture(scope="session", params=BROKERS)

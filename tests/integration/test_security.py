@@ -5,17 +5,15 @@ Redis' TLS ends at a small proxy in front of it: the embedded one is built witho
 
 import asyncio
 import contextlib
-import json
 import logging
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faulty import running_cluster
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from redis import Redis
@@ -62,19 +60,15 @@ REDIS_PASSWORD = "p@ss/word:of redis"
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaAccess]:
     """A Kafka that wants TLS and a login, and the way in."""
-    folder = tmp_path_factory.mktemp("kafka") / "cluster"
-    command = [sys.executable, KAFKA_SCRIPT, "start", folder, "--secure"]
-    started = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    try:
+    with running_cluster(tmp_path_factory.mktemp("kafka") / "cluster", options=("--secure",)) as running:
+        facts = running.facts
         yield KafkaAccess(
-            started["bootstrap"],
+            facts["bootstrap"],
             protocol="SASL_SSL",
-            ca=Path(started["ca"]),
-            user=started["user"],
-            password=started["password"],
+            ca=Path(facts["ca"]),
+            user=facts["user"],
+            password=facts["password"],
         )
-    finally:
-        subprocess.run([sys.executable, KAFKA_SCRIPT, "stop", folder, "--kill"], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
