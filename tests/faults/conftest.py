@@ -4,9 +4,21 @@ import gc
 import warnings
 from collections.abc import Iterator
 from dataclasses import astuple
+from pathlib import Path
 
 import pytest
 from accounts import FAULT, Account, Ledger, NoteRow
+
+# kafka-python leaves sockets open when its broker dies. Those that are collected in the midst of a test are as harmless
+# as those that `forget_broken_connections` collects after it.
+_LEFT_OPEN = "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let no test of this folder fail for what kafka-python left open."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings(_LEFT_OPEN))
 
 
 @pytest.fixture(autouse=True)
