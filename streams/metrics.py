@@ -41,9 +41,7 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.records_in = Counter(
-            "emostream_records_in", "Records taken, by topic: posts, clips.", ["topic"], registry=registry
-        )
+        self.records_in = Counter("emostream_records_in", "Records taken, by topic.", ["topic"], registry=registry)
         self.answers = Counter(
             "emostream_answers",
             "Answers that are confirmed everywhere, by path (text, voice, fused) and emotion.",
@@ -51,7 +49,10 @@ class Metrics:
             registry=registry,
         )
         self.dead_letters = Counter(
-            "emostream_dead_letters", "Records that became a dead letter.", ["reason"], registry=registry
+            "emostream_dead_letters",
+            "Records that became a dead letter, by the topic they came from and the reason.",
+            ["topic", "reason"],
+            registry=registry,
         )
         self.latency = Histogram(
             "emostream_latency_seconds",

@@ -353,8 +353,8 @@ class Pipeline:
             self._metrics.answers.labels(path, answer.emotion.emotion).inc()
             newest_s = max(record.timestamp_s for record in item.records)
             self._metrics.latency.labels(path).observe(max(0.0, now_s - newest_s))
-        for letter in letters.values():
-            self._metrics.dead_letters.labels(letter.why.reason).inc()
+        for record, letter in letters.items():
+            self._metrics.dead_letters.labels(record.topic, letter.why.reason).inc()
 
 
 PATHS = {modalities: path for path, modalities in MODALITIES.items()}

@@ -240,11 +240,11 @@ class Worker:
         return KafkaWriter(topic=topic, access=self._settings.kafka_access)
 
     async def _take_post(self, record: Record) -> None:
-        self._metrics.records_in.labels("posts").inc()
+        self._metrics.records_in.labels(record.topic).inc()
         await self._join.take_post(record)
 
     async def _take_clip(self, record: Record) -> None:
-        self._metrics.records_in.labels("clips").inc()
+        self._metrics.records_in.labels(record.topic).inc()
         await self._join.take_clip(record)
 
     def _checks(self) -> Sequence[Check]:

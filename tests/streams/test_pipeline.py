@@ -106,7 +106,7 @@ async def test_what_is_no_post_goes_past_the_model_to_the_dead_letters() -> None
     assert letters["posts/0/1"].value == b"oops"
     assert letters["posts/0/1"].headers[0] == ("h", b"v")
     assert scene.acknowledged == [0, 1, 2]
-    assert scene.value("emostream_dead_letters_total", reason="not_json") == 1
+    assert scene.value("emostream_dead_letters_total", topic="posts", reason="not_json") == 1
 
 
 async def test_a_batch_of_nothing_but_malformed_records_is_carried() -> None:
