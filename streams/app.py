@@ -16,18 +16,19 @@ from faust.sensors import Monitor
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, Noticed, unpack_whatever_comes
+from emostream.streams.buffer import BufferedApp
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_POSTS_BUFFER, _CLIPS_BUFFER = 128, 16
-"""Records that Faust holds beyond our own queues before it stops fetching: 8 MiB of the largest posts, 16 of the
-largest clips; 136 MiB of records that are no posts, but as large as a request may be."""
-
 _RECORDS_AT_ONCE = 128
 """Records that are unpacked at once; without a bound, everything that was fetched is."""
+
+_LONGEST_OUTAGE_S = 30 * 24 * 3600.0
+"""A worker that fetches nothing for longer than this leaves its group, and Faust never joins again: with the 1,000 s
+that it has otherwise, a Redis that is away for a quarter of an hour would be the end."""
 
 _REBALANCE_TIMEOUT_S = 60.0
 """Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
@@ -62,7 +63,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
     """
     access = settings.kafka_access
     unpack_whatever_comes()
-    app = faust.App(
+    app = BufferedApp(
         settings.group,
         broker=[f"kafka://{address}" for address in access.servers],
         broker_credentials=_credentials(access),
@@ -72,6 +73,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         broker_heartbeat_interval=settings.session_timeout_s / 6,
         broker_request_timeout=max(30.0, settings.session_timeout_s + 5),
         broker_rebalance_timeout=_REBALANCE_TIMEOUT_S,
+        broker_max_poll_interval=_LONGEST_OUTAGE_S,
         broker_max_poll_records=_RECORDS_AT_ONCE,
         broker_commit_interval=settings.commit_interval_s,
         consumer_auto_offset_reset="earliest",
@@ -81,11 +83,8 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         datadir=str(scratch),
         monitor=CommitMonitor(offsets),
     )
-    for name, intake, buffer in (
-        (settings.posts_topic, posts, _POSTS_BUFFER),
-        (settings.clips_topic, clips, _CLIPS_BUFFER),
-    ):
-        _add_agent(app, name, intake, buffer=buffer, offsets=offsets)
+    for name, intake in ((settings.posts_topic, posts), (settings.clips_topic, clips)):
+        _add_agent(app, name, intake, offsets=offsets)
 
     topics = {settings.posts_topic, settings.clips_topic}
 
@@ -109,10 +108,8 @@ def _credentials(access: KafkaAccess) -> Credentials | None:
     return faust.SSLCredentials(tls) if tls else None
 
 
-def _add_agent(app: faust.App, name: str, intake: Intake, *, buffer: int, offsets: OffsetOrder) -> None:
-    topic = app.topic(
-        name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", maxsize=buffer
-    )
+def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrder) -> None:
+    topic = app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
     @app.agent(topic, name=name, concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
     async def _take(stream: Any) -> None:

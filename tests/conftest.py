@@ -14,7 +14,17 @@ import hypothesis
 import pytest
 from accounts import FAULT, table_of_faults
 from faulty import running_cluster
-from support import BOOTSTRAP, BROKERS, KAFKA_SCRIPT, PARTITIONS, Broker, make_settings, running_worker
+from support import (
+    BOOTSTRAP,
+    BROKERS,
+    KAFKA_SCRIPT,
+    PARTITIONS,
+    Broker,
+    RunningWorker,
+    await_true,
+    make_settings,
+    running_worker,
+)
 
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
@@ -100,8 +110,15 @@ def settings(broker: Broker, stack: Stack) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def shared_worker(broker: Broker, stack: Stack, tmp_path_factory: pytest.TempPathFactory):
+def one_worker(broker: Broker, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     """A worker process that tests share which do it no harm; they tell their posts apart by id."""
     chosen = make_settings(broker, stack)
     with running_worker(chosen, tmp_path_factory.mktemp("worker") / "log") as worker:
         yield worker
+
+
+@pytest.fixture
+def shared_worker(one_worker: RunningWorker) -> RunningWorker:
+    """That worker, once it has counted what the test before saw in Kafka: answers are counted after Redis has them."""
+    await_true(one_worker.idle, within_s=60)
+    return one_worker

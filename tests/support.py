@@ -138,6 +138,10 @@ class RunningWorker:
         except (ConnectionError, urllib.error.URLError):
             return False
 
+    def idle(self) -> bool:
+        """Say whether nothing waits in it or is under way: what it has answered is in Redis, and counted."""
+        return self.metric("emostream_join_waiting") == self.metric("emostream_batches_in_flight") == 0
+
     def end(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 60.0) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)

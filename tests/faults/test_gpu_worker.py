@@ -21,6 +21,7 @@ def test_killed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow)
         for _ in range(kills):
             answered = worker.metric("emostream_answers_total")
             await_true(lambda least=answered: worker.metric("emostream_answers_total") > least, within_s=60)
+            await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)  # else the one that starts is killed
             os.kill(worker.gpu_worker(), signal.SIGKILL)
         ledger = traffic.settle(within_s=sized(150, 60))
     assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") - died == kills

@@ -10,7 +10,9 @@ from support import Broker, RunningWorker, await_true, running_worker
 
 from emostream.streams.settings import Settings
 
+_PADDING = 10_000
 _MOST_GROWTH_MIB = 200.0
+"""Some 25,000 posts are behind at full size, each with its padding: held in memory, they would show far above this."""
 
 
 class Watch:
@@ -61,7 +63,7 @@ def test_overload(settings: Settings, broker: Broker, note_row: NoteRow, tmp_pat
         rebalances = worker.metric("emostream_rebalances_total")
         with Watch(worker) as watch:
             rate = 3 * posts_a_second
-            with Traffic(settings, int(rate * lasts_s), rate=rate, clip_every=0) as traffic:
+            with Traffic(settings, int(rate * lasts_s), rate=rate, clip_every=0, padding=_PADDING) as traffic:
                 time.sleep(0.9 * lasts_s)
                 queued = worker.metric("emostream_queued_items")
                 ledger = traffic.settle(within_s=6 * lasts_s + 60)
@@ -78,4 +80,4 @@ def test_overload(settings: Settings, broker: Broker, note_row: NoteRow, tmp_pat
     assert queued > 0, "more came than it could do"
     assert account.duplicates == 0
     assert grown_mib < _MOST_GROWTH_MIB
-    assert recovered_s < 2 * calm_s + 0.5
+    assert recovered_s < 2 * calm_s + sized(0.5, 2.0), "latency recovers"

@@ -12,9 +12,9 @@ from support import Broker, RunningWorker, await_true, running_worker
 
 from emostream.streams.settings import Settings
 
+_PADDING = 60_000
 _MOST_GROWTH_MIB = 150.0
-"""The model's process grows by so much when it sees its first full batches; a lag that were held in memory would show
-far above it at full size."""
+"""Some 5,000 posts are behind at full size, each with its padding: held in memory, they would show far above this."""
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def test_away_and_back(settings: Settings, broker: Broker, redis: BreakableRedis
         for number, (name, fault) in enumerate(FAULTS.items()):
             stored, failed = counted(settings), worker.metric("emostream_sink_errors_total", sink="redis")
             answered = worker.metric("emostream_answers_total")
-            with Traffic(settings, int(sized(6_000, 400)), rate=sized(80, 50), name=f"p{number}") as traffic:
+            with Traffic(
+                settings, int(sized(6_000, 400)), rate=sized(80, 50), name=f"p{number}", padding=_PADDING
+            ) as traffic:
                 await_true(lambda least=answered: worker.metric("emostream_answers_total") > least, within_s=60)
                 mib = resident_mib(worker.process.pid)
                 fault(redis, away_s)
@@ -94,7 +96,10 @@ def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_ro
     with Wire(int(redis.url.rpartition(":")[2].partition("/")[0])) as wire:
         wire.delay_s = 0.5
         settings = settings.model_copy(update={"redis": type(settings.redis)(f"redis://127.0.0.1:{wire.port}/0")})
-        with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count) as traffic:
+        with (
+            running_worker(settings, tmp_path / "log") as worker,
+            Traffic(settings, count, padding=_PADDING) as traffic,
+        ):
             await_true(worker.answers_some, within_s=60)
             mib = resident_mib(worker.process.pid)
             ledger = traffic.settle(within_s=sized(200, 120))

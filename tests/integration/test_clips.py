@@ -11,7 +11,6 @@ from redis import Redis
 from support import (
     TEXTS,
     Broker,
-    RunningWorker,
     await_true,
     collect,
     make_settings,
@@ -169,7 +168,7 @@ def test_workers_killed_while_pairs_flow_never_push_a_poorer_answer(settings: Se
             )
 
         assert enough(collect(settings, enough, within_s=120))
-        await_true(lambda: caught_up(worker), within_s=60)
+        await_true(worker.idle, within_s=60)
         answers = answers_of(settings, collect(settings, lambda _: False, within_s=3))
     for id_ in ids:
         richness = [len(each.modalities) for each in answers[id_]]
@@ -177,10 +176,6 @@ def test_workers_killed_while_pairs_flow_never_push_a_poorer_answer(settings: Se
         assert richness[-1] == 2
         assert stored(settings, id_).modalities == BOTH
     assert counted(settings) == len(ids) + len(lonely)
-
-
-def caught_up(worker: RunningWorker) -> bool:
-    return worker.metric("emostream_join_waiting") == worker.metric("emostream_batches_in_flight") == 0
 
 
 def test_topics_of_different_partitions_are_named(broker: Broker, stack: Stack, tmp_path: Path) -> None:

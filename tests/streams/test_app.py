@@ -1,0 +1,123 @@
+"""The Faust shell on real brokers: what it holds while nothing can be answered, and that it comes back."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.consumer.subscription_state import SubscriptionState
+
+from emostream.connectors.producer import MOST_REQUEST_BYTES
+from emostream.streams import app as app_module
+from emostream.streams.app import build_app
+from emostream.streams.offsets import OffsetOrder
+from emostream.streams.records import Record
+from emostream.streams.settings import Settings
+
+
+class Taker:
+    """Takes records; holds on to each while it is closed, as the join does when nothing can be answered."""
+
+    def __init__(self, offsets: OffsetOrder) -> None:
+        self._offsets = offsets
+        self.open = asyncio.Event()
+        self.taken: set[tuple[int, int]] = set()
+
+    async def __call__(self, record: Record) -> None:
+        self.taken.add((record.partition, record.offset))
+        await self.open.wait()
+        self._offsets.done([record])
+
+
+class Shell:
+    """A running app."""
+
+    def __init__(self, settings: Settings, scratch: Path) -> None:
+        self.offsets = OffsetOrder()
+        self.posts, self.clips = Taker(self.offsets), Taker(self.offsets)
+        self.app = build_app(settings, posts=self.posts, clips=self.clips, offsets=self.offsets, scratch=scratch)
+
+    def end_outage(self) -> None:
+        """Let everything be answered."""
+        self.posts.open.set()
+        self.clips.open.set()
+
+    def held(self, topic: str) -> int:
+        """Return how many records of a topic Faust has and nobody took."""
+        return sum(actor.stream.channel.queue.qsize() for actor in self.app.agents[topic]._actors)
+
+
+@asynccontextmanager
+async def running(settings: Settings, scratch: Path) -> AsyncIterator[Shell]:
+    shell = Shell(settings, scratch)
+    await shell.app.start()
+    try:
+        yield shell
+    finally:
+        shell.end_outage()
+        await shell.app.stop()
+
+
+async def eventually(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true"
+        await asyncio.sleep(0.1)
+
+
+async def publish(settings: Settings, topic: str, values: list[bytes]) -> None:
+    """Publish with aiokafka, whose checksums of large values cost a tenth of kafka-python's."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka, max_request_size=MOST_REQUEST_BYTES)
+    await producer.start()
+    try:
+        await asyncio.gather(*[await producer.send(topic, value) for value in values])
+    finally:
+        await producer.stop()
+
+
+async def test_large_clips_that_wait_are_few_and_hold_up_no_posts(settings: Settings, tmp_path: Path) -> None:
+    clips = [random.randbytes(900_000) for _ in range(120)]  # zeros would be fetched as next to nothing
+    await publish(settings, settings.clips_topic, clips)
+    async with running(settings, tmp_path) as shell:
+        await eventually(lambda: shell.held(settings.clips_topic) > 35)
+        shell.posts.open.set()
+        await publish(settings, settings.posts_topic, [b"a post"] * 10_000)
+        await eventually(lambda: len(shell.posts.taken) == 10_000)
+        # 37 of them are 32 MiB; a little more was under way.
+        assert shell.held(settings.clips_topic) < 50
+        shell.clips.open.set()
+        await eventually(lambda: len(shell.clips.taken) == 120)
+
+
+@pytest.mark.parametrize("rebalance_s", [60.0, 2.0], ids=["waited-for", "left-behind"])
+async def test_an_outage_of_hours_is_survived(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rebalance_s: float
+) -> None:
+    """Nothing can be answered, so nothing more is fetched; meanwhile a second worker comes and wants its share. Kafka
+    waits for the first to give some up, or no longer, and shares out what there is without it."""
+    idle_time = SubscriptionState.fetcher_idle_time
+    hours = property(lambda self: 3600 * idle_time.fget(self))  # a second of idleness passes for an hour
+    monkeypatch.setattr(SubscriptionState, "fetcher_idle_time", hours)
+    monkeypatch.setattr(app_module, "_REBALANCE_TIMEOUT_S", rebalance_s)
+    sources = settings.topics[:2]
+    for topic in sources:
+        await publish(settings, topic, [bytes(50_000)] * 1500)
+    async with running(settings, tmp_path / "first") as first:
+        await eventually(lambda: min(map(first.held, sources)) > 600)
+        await asyncio.sleep(3)
+        second = Shell(settings, tmp_path / "second")
+        joining = asyncio.create_task(second.app.start())
+        try:
+            await asyncio.sleep(5)
+            first.end_outage()
+            second.end_outage()
+            await joining
+            await eventually(lambda: len(first.posts.taken | second.posts.taken) == 1500)
+            await eventually(lambda: len(first.clips.taken | second.clips.taken) == 1500)
+            await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
+        finally:
+            await second.app.stop()
