@@ -63,6 +63,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
     """
     access = settings.kafka_access
     unpack_whatever_comes()
+    logging.getLogger("faust.transport.drivers.aiokafka").addFilter(_count_what_is_waited_for)
     app = BufferedApp(
         settings.group,
         broker=[f"kafka://{address}" for address in access.servers],
@@ -97,6 +98,13 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         offsets.revoked([(tp.topic, tp.partition) for tp in revoked])
 
     return app
+
+
+def _count_what_is_waited_for(said: logging.LogRecord) -> bool:
+    """Have Faust say how many answers a rebalance waits for; by itself it names each record, every ten seconds."""
+    if "wait_empty" in str(said.msg) and isinstance(said.args, tuple) and said.args and isinstance(said.args[0], list):
+        said.msg, said.args = "partitions are given up once %d records are answered", (len(said.args[0]),)
+    return True
 
 
 def _credentials(access: KafkaAccess) -> Credentials | None:

@@ -67,8 +67,7 @@ class GpuWorker:
         Raises:
             ScorerUnusable: It ended before; a later one that does is started again instead.
         """
-        self._child = await _Child.spawn(self._options)
-        info = await self._child.become_ready()
+        self._child, info = await _Child.start(self._options)
         self._warm.set()
         self._supervisor = asyncio.create_task(self._supervise(self._child), name="gpu-worker-supervisor")
         return info
@@ -131,8 +130,7 @@ class GpuWorker:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                child = await _Child.spawn(self._options)
-                await child.become_ready()
+                child, _ = await _Child.start(self._options)
                 return child
             except (ScorerUnusable, OSError) as error:  # OSError: no process or memory to be had just now
                 _log.error("GPU worker does not start, next try in %.1f s: %s", pause_s, error)
@@ -193,8 +191,24 @@ class _Child:
         self.pid = process.pid
 
     @classmethod
-    async def spawn(cls, options: ScorerOptions) -> "_Child":
-        """Start a child process, not yet ready."""
+    async def start(cls, options: ScorerOptions) -> "tuple[_Child, ModelInfo]":
+        """Start a child process, and return it once it is warm; whatever comes in between ends it, too.
+
+        Raises:
+            ScorerUnusable: It ended first, or took longer than `START_DEADLINE_S`.
+            OSError: There was no process to be had.
+        """
+        spawning = asyncio.create_task(cls._spawn(options))
+        try:
+            child = await asyncio.shield(spawning)
+            return child, await child._become_ready()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await (await spawning).kill()
+            raise
+
+    @classmethod
+    async def _spawn(cls, options: ScorerOptions) -> "_Child":
         ours, theirs = socket.socketpair()
         with theirs:
             told = msgspec.structs.replace(options, parent_fd=theirs.fileno())
@@ -209,26 +223,18 @@ class _Child:
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(process, reader, writer)
 
-    async def become_ready(self) -> ModelInfo:
-        """Wait until the child is warm.
-
-        Raises:
-            ScorerUnusable: It ended first, or took longer than `START_DEADLINE_S`.
-        """
+    async def _become_ready(self) -> ModelInfo:
         try:
             async with asyncio.timeout(START_DEADLINE_S):
                 first = await read_from_scorer(self._reader)
         except TimeoutError as error:
-            await self.kill()
             raise ScorerUnusable(f"not ready after {START_DEADLINE_S:.0f} s") from error
         except (asyncio.IncompleteReadError, OSError) as error:
             raise ScorerUnusable(f"it ended with exit code {await self._process.wait()}") from error
         except msgspec.DecodeError as error:
-            await self.kill()
             raise ScorerUnusable(f"it says what nobody understands: {error}") from error
         if isinstance(first, Ready):
             return first.info
-        await self.kill()
         raise ScorerUnusable(first.error if isinstance(first, Unusable) else "it spoke before it was ready")
 
     async def score(self, lane: Lane, queries: Sequence[Query]) -> BatchOutcome:

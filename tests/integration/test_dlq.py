@@ -100,7 +100,7 @@ def test_letters_are_listed_filtered_and_counted(settings: Settings) -> None:
 def test_an_empty_topic_is_read_at_once(settings: Settings) -> None:
     began_s = time.monotonic()
     assert emostream(settings, "dlq", "list").stdout == "no dead letters\n"
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 25, "it waited for what does not come, which takes 30 s"
 
 
 def test_show_prints_everything_and_harms_no_terminal(settings: Settings) -> None:

@@ -195,7 +195,7 @@ def test_a_worker_answers_over_tls_and_outlives_a_lost_right(
             )
             assert "TopicAuthorizationFailedError" in worker.log.read_text()
         assert len(collect_answers(settings, {post.id for post in meanwhile})) == len(meanwhile)
-        assert worker.metric("emostream_records_in_total") == len(before) + len(meanwhile)
+        assert worker.metric("emostream_records_in_total") >= len(before) + len(meanwhile)
         assert worker.end() == 0
     assert_no_secret(worker)
 

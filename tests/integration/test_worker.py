@@ -88,7 +88,7 @@ def test_malformed_records_become_dead_letters_and_the_stream_goes_on(shared_wor
         assert dead[key].value == value
         assert re.fullmatch(rf"{worker.settings.posts_topic}/\d+/\d+", dead[key].headers["origin"].decode())
     assert len({r.key for r in records if r.topic == worker.settings.emotions_topic}) == 30
-    assert worker.metric("emostream_dead_letters_total", reason="too_large") >= 1
+    await_true(lambda: worker.metric("emostream_dead_letters_total", reason="too_large") >= 1, within_s=20)
 
 
 def test_a_record_with_neither_key_nor_value_is_accounted_for(shared_worker: RunningWorker) -> None:

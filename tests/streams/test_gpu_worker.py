@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,24 @@ def make_worker(options: ScorerOptions = OPTIONS, *, deadline_s: float = 60.0) -
 
 def queries(*texts: str) -> list[Query]:
     return [Query(text=text) for text in texts]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - the kernel's business
+            await asyncio.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children() -> set[int]:
+    """Return the pids of this process's children."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
 
 async def score_until_answered(worker: GpuWorker, texts: list[str]) -> BatchOutcome:
@@ -184,6 +203,25 @@ async def test_a_child_that_cannot_be_started_just_now_is_tried_again(monkeypatc
     await worker.stop()
 
 
+async def test_a_child_that_is_loading_ends_with_the_worker() -> None:
+    """The first one is cancelled while it starts, its successor when the worker stops."""
+    before = children()
+    worker, _ = make_worker()
+    starting = asyncio.create_task(worker.start())
+    await until(lambda: children() - before)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert children() == before
+
+    await worker.start()
+    assert worker.pid is not None
+    first = children()
+    os.kill(worker.pid, signal.SIGKILL)
+    await until(lambda: children() - first)
+    await worker.stop()
+    assert children() == before
+
+
 async def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     worker, _ = make_worker(msgspec.structs.replace(OPTIONS, checkpoint=str(tmp_path)))
     with pytest.raises(ScorerUnusable, match=r"config\.json is missing"):
@@ -222,6 +260,6 @@ def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
         child = int(parent.stdout.readline())
         parent.kill()
     deadline_s = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+    while is_running(child):
         assert time.monotonic() < deadline_s, "the child outlived its parent"
         time.sleep(0.05)

@@ -107,6 +107,10 @@ def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch
     assert Settings(kafka="from-option:1").kafka == "from-option:1"
 
 
+def test_nobody_else_can_look_unless_told_otherwise() -> None:
+    assert Settings().http_host == "127.0.0.1"
+
+
 def test_secrets_are_not_shown() -> None:
     settings = Settings(
         redis="redis://user:secret@host/0", kafka_protocol="SASL_SSL", kafka_user="ada", kafka_password="secret"
