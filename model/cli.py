@@ -41,7 +41,7 @@ def train(
     own. With several GPUs: torchrun --nproc-per-node N --no-python emostream train …
     """
     from emostream.model.recipe import SHIPPED_RECIPE, read_recipe
-    from emostream.model.report import cross_validation_table, print_evaluation
+    from emostream.model.report import print_evaluation, write_cross_validation
     from emostream.model.training import train as run_training
     from emostream.model.training_loop import processes
 
@@ -79,9 +79,7 @@ def train(
             print_evaluation(console, evaluation)
         console.print(f"checkpoint: {out / 'best'}, figures: {out / 'figures'}", soft_wrap=True)
         return
-    tables = [cross_validation_table(list(of_one_task)) for of_one_task in zip(*results, strict=True)]
-    (out / "cross-validation.md").write_text("\n".join(tables), encoding="utf-8")
-    sys.stdout.write("\n".join(tables))
+    sys.stdout.write(write_cross_validation(results, out))
 
 
 def evaluate(

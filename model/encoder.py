@@ -61,11 +61,17 @@ def load_pretrained_encoder(name_or_folder: str) -> RobertaModel:
 def load_pretrained_tokenizer(
     name_or_folder: str, *, normalisation: Normalisation, window_tokens: int
 ) -> TextTokenizer:
-    """Load the tokenizer that belongs to an encoder."""
+    """Load the tokenizer that belongs to an encoder.
+
+    Raises:
+        RecipeError: There is none, or only one that is written in Python.
+    """
     try:
         pretrained = AutoTokenizer.from_pretrained(name_or_folder)
     except (OSError, ValueError) as error:
         raise RecipeError(f"no encoder {name_or_folder!r}, neither under --data nor on the hub: {error}") from error
+    if not pretrained.is_fast:
+        raise RecipeError(f"encoder {name_or_folder!r} has a tokenizer written in Python; a fast one is needed here")
     layout = TokenLayout(
         start_id=pretrained.cls_token_id,
         end_id=pretrained.sep_token_id,
@@ -75,6 +81,17 @@ def load_pretrained_tokenizer(
         overlap_tokens=window_tokens // _OVERLAP_PARTS,
     )
     return TextTokenizer(pretrained.backend_tokenizer, normalisation=normalisation, layout=layout)
+
+
+def check_window(encoder: RobertaModel, window_tokens: int) -> None:
+    """Compare a row's length with what an encoder has positions for.
+
+    Raises:
+        RecipeError: The row is longer.
+    """
+    room = encoder.config.max_position_embeddings - encoder.config.pad_token_id - 1
+    if window_tokens > room:
+        raise RecipeError(f"window_tokens is {window_tokens}, and this encoder reads {room} tokens at most")
 
 
 def build_encoder(settings: dict[str, Any]) -> RobertaModel:

@@ -1,7 +1,8 @@
 """Scores and a data set's labels -> figures. Called by training after each epoch and by `emostream evaluate`.
 
 Accuracy is what the paper calls "UA". Its "WA" has no formula there; here it is what the field calls weighted accuracy,
-each class's recall weighted by the class's share, which equals accuracy.
+each class's recall weighted by the class's share, which equals accuracy. The paper's two figures differ, so its WA is
+something else: what its table of classes gives for the mean precision comes nearest.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,8 @@ class ClassFigures(msgspec.Struct, frozen=True):
 
 
 class Official(msgspec.Struct, frozen=True):
-    """The metric that a data set's authors report."""
+    """The metric that a data set's authors report: of MELD the classes' F1, weighted by their examples (Poria et
+    al. 2019, arXiv:1810.02508)."""
 
     name: str
     value: float
@@ -47,8 +49,8 @@ class Evaluation(msgspec.Struct, frozen=True):
         n: Examples that the figures rest on: those with exactly one label.
         n_ambiguous: Examples whose raters named several labels; they count in `official` only.
         accuracy: Share of right answers.
-        macro_f1: Mean F1 over the classes.
-        uar: Unweighted average recall.
+        macro_f1: Mean F1 over the classes that have examples.
+        uar: Unweighted average recall, over the same.
         wa: Weighted accuracy: recall of each class weighted by its share of the examples.
         ece: Expected calibration error of the highest score, 15 bins.
         ece_by_chance: What it would be on average if the scores were calibrated perfectly: bins of few examples are
@@ -204,6 +206,9 @@ def _official(
         return Official(name, figure(per_class))
     if dataset.name == "semeval2018_ec":  # its authors judge all labels of a tweet; our head names one
         return Official("macro-F1 over tweets with one label", macro_f1)
+    if dataset.name == "meld":
+        shares = sum(figures.f1 * figures.support for figures in per_class.values())
+        return Official("weighted F1", shares / sum(figures.support for figures in per_class.values()))
     return Official("macro-F1", macro_f1)
 
 

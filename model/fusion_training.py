@@ -95,8 +95,6 @@ class FusionStage(Stage):
         self._dev = [*texts["dev"], *voices["dev"], *own["dev"]]
         if recipe.match_by_label and texts["dev"] and voices["dev"]:
             self._dev.append(_matched_pairs(texts["dev"], voices["dev"], seed=seed))
-        if voice is not None and FUSED not in {pool.path for pool in self._dev}:
-            raise RecipeError("nothing has both text and voice: the recipe must match by label, or name a set of pairs")
         self.fusion = FusionHead(
             text_width=text.branch.width,
             voice_width=voice.branch.width if voice else 0,
@@ -203,6 +201,30 @@ class FusionStage(Stage):
             if evaluation.task != PAIRS or len(evaluation.modalities) == len(MODALITIES[FUSED]):
                 by_path.setdefault(evaluation.modalities, []).append(evaluation.macro_f1)
         return sum(sum(values) / len(values) for values in by_path.values()) / len(by_path)
+
+
+def check_pairs(recipe: FusionRecipe, *, text: TextStage, voice: VoiceStage | None) -> None:
+    """Find out early whether the fusion stage has what it learns from.
+
+    Raises:
+        RecipeError: No text has one of the seven labels; or nothing has both text and voice, nor can be paired.
+    """
+    if not all(text.emotion_sets(split) for split in _SPLITS):
+        raise RecipeError("text: none of its data sets that are judged is labelled with the seven emotions")
+    if voice is None:
+        return
+    own = all(any(example.text for each in voice.sets(split) for example in each.examples) for split in _SPLITS)
+    if own:
+        return
+    if not recipe.match_by_label:
+        raise RecipeError("nothing has both text and voice: the recipe must match by label, or name a set of pairs")
+    for split in _SPLITS:
+        if not _single_labels(text.emotion_sets(split)) & _single_labels(voice.sets(split)):
+            raise RecipeError(f"texts and recordings of split {split!r} have no label in common to be paired by")
+
+
+def _single_labels(datasets: Sequence[Dataset]) -> set[int]:
+    return {example.labels[0] for each in datasets for example in each.examples if len(example.labels) == 1}
 
 
 def _own_pairs(clips: Pooled, text: TextStage) -> Pooled | None:

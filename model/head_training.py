@@ -31,9 +31,6 @@ class HeadStage(Stage):
         text: The finished text stage.
         compute: Device and precision.
         seed: Of the order of texts.
-
-    Raises:
-        RecipeError: A data set named is none of the text stage's, or has several heads.
     """
 
     name = "heads"
@@ -45,9 +42,6 @@ class HeadStage(Stage):
         # Not the stage itself: as a module it would be learned, and saved, along with its heads.
         self._judge_sets, self._figure = text.judge_sets, text.figure
         known = {dataset.name: dataset for dataset in text.sets("train")}
-        unfit = [name for name in recipe.datasets if name not in known or len(known[name].classes) != 1]
-        if unfit:
-            raise RecipeError(f"heads: {unfit[0]!r} is none of the text stage's data sets with one head each")
         chosen = [known[name] for name in recipe.datasets]
         self._names = [next(iter(dataset.classes)) for dataset in chosen]
         self._dev_sets = [dataset for dataset in text.sets("dev") if dataset.name in recipe.datasets]
@@ -98,3 +92,15 @@ class HeadStage(Stage):
     def figure(self, evaluations: Sequence[Evaluation]) -> float:
         """Return the mean of the official metrics."""
         return self._figure(evaluations)
+
+
+def check_heads(recipe: HeadRecipe, *, text: TextStage) -> None:
+    """Find out early whether the heads stage can do what it is to.
+
+    Raises:
+        RecipeError: A data set named is none of the text stage's, or has several heads.
+    """
+    fit = {dataset.name for dataset in text.sets("train") if len(dataset.classes) == 1}
+    for name in recipe.datasets:
+        if name not in fit:
+            raise RecipeError(f"heads: {name!r} is none of the text stage's data sets with one head each")

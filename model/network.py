@@ -87,12 +87,12 @@ class SharedDropout(nn.Module):
         return hidden_BTD * nn.functional.dropout(mask_B1D, self._probability, self.training)
 
 
-def prepare_for_training(encoder: RobertaModel) -> None:
+def prepare_for_training(encoder: RobertaModel, device: torch.device) -> None:
     """Make an encoder drop whole features of a text and nothing in its attention.
 
     On a CPU the fused attention's backward pass took more than a third of a training step; plain products are faster.
     """
-    if encoder.device.type == "cpu":
+    if device.type == "cpu":
         encoder.set_attn_implementation("eager")
     for module in list(encoder.modules()):
         for name, child in module.named_children():

@@ -34,6 +34,8 @@ _CLASS_WIDTH = 36
 
 _CORNER = "true \\ answer"
 
+_CLASS_HEAD = ("class", "precision", "recall", "F1", "examples")
+
 _FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
     "accuracy": lambda evaluation: evaluation.accuracy,
     "WA": lambda evaluation: evaluation.wa,
@@ -99,8 +101,47 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
     return "\n\n".join(parts) + "\n"
 
 
+def write_cross_validation(folds: "Sequence[Sequence[Evaluation]]", folder: Path) -> str:
+    """Write `cross-validation.md` and `cross-validation.json`: each task's folds beside each other and all together.
+
+    Args:
+        folds: The evaluations of each fold, in the same order of tasks.
+        folder: Where to.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ValueError: There is no fold, or the folds' tasks or classes differ.
+    """
+    by_task = [list(of_one_task) for of_one_task in zip(*folds, strict=True)]
+    markdown = "\n".join(cross_validation_table(evaluations) for evaluations in by_task)
+    as_json = [_cross_validation_values(evaluations) for evaluations in by_task]
+    (folder / "cross-validation.md").write_text(markdown, encoding="utf-8")
+    (folder / "cross-validation.json").write_bytes(msgspec.json.format(msgspec.json.encode(as_json), indent=2) + b"\n")
+    return markdown
+
+
+def _cross_validation_values(evaluations: "Sequence[Evaluation]") -> dict[str, object]:
+    first, confusion = evaluations[0], pooled_confusion(evaluations)
+    names = ("precision", "recall", "f1", "support")
+    return {
+        "task": first.task,
+        "split": first.split,
+        "modalities": first.modalities,
+        "labels": first.labels,
+        "mean": {name: statistics.fmean(map(figure, evaluations)) for name, figure in _FIGURES.items()},
+        "per_class": {
+            label: dict(zip(names, row, strict=True))
+            for label, row in zip(first.labels, _pooled_classes(confusion), strict=True)
+        },
+        "confusion": confusion,
+        "folds": evaluations,
+    }
+
+
 def cross_validation_table(evaluations: "Sequence[Evaluation]") -> str:
-    """Return Markdown for the folds of one task: a row per fold, mean ± sample standard deviation, pooled confusion.
+    """Return Markdown for the folds of one task: a row per fold, mean ± sample standard deviation, all folds together.
 
     Raises:
         ValueError: There is no fold, or the folds' classes differ.
@@ -113,13 +154,29 @@ def cross_validation_table(evaluations: "Sequence[Evaluation]") -> str:
     total = sum(map(sum, confusion))
     rows.append(["mean ± SD", str(total), *(_mean_and_deviation(map(f, evaluations)) for f in _FIGURES.values())])
     right = sum(row[number] for number, row in enumerate(confusion))
+    labels = evaluations[0].labels
+    classes = [
+        [label, *(f"{value:.3f}" for value in figures), str(support)]
+        for label, (*figures, support) in zip(labels, _pooled_classes(confusion), strict=True)
+    ]
     return "\n\n".join(
         (
+            f"## {_escape(heading(evaluations[0]))}",
             _markdown_table(["fold", "n", *_FIGURES], rows, text_columns=(0,)),
             f"All folds together: {right} of {total} right ({right / max(total, 1):.4f}).",
-            _markdown_confusion(evaluations[0].labels, confusion) + "\n",
+            _markdown_table(_CLASS_HEAD, classes, text_columns=(0,)),
+            _markdown_confusion(labels, confusion) + "\n",
         )
     )
+
+
+def _pooled_classes(confusion: Sequence[Sequence[int]]) -> list[tuple[float, float, float, int]]:
+    """Return precision, recall, F1 and examples of each class."""
+    rows = []
+    for number, row in enumerate(confusion):
+        hit, answered, examples = row[number], sum(each[number] for each in confusion), sum(row)
+        rows.append((hit / max(answered, 1), hit / max(examples, 1), 2 * hit / max(answered + examples, 1), examples))
+    return rows
 
 
 def pooled_confusion(evaluations: "Sequence[Evaluation]") -> list[list[int]]:
@@ -182,7 +239,7 @@ def _stems(evaluations: "Sequence[Evaluation]") -> Iterator[str]:
 def _class_table(evaluation: "Evaluation") -> Table:
     table = Table(box=SIMPLE)
     table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=_CLASS_WIDTH)
-    for name in ("precision", "recall", "F1", "examples"):
+    for name in _CLASS_HEAD[1:]:
         table.add_column(name, justify="right")
     for label in evaluation.labels:
         table.add_row(Text(label), *_class_cells(evaluation, label))
@@ -219,7 +276,7 @@ def _summary_row(evaluation: "Evaluation") -> list[str]:
 
 def _markdown_classes(evaluation: "Evaluation") -> str:
     rows = ([label, *_class_cells(evaluation, label)] for label in evaluation.labels)
-    return _markdown_table(["class", "precision", "recall", "F1", "examples"], rows, text_columns=(0,))
+    return _markdown_table(_CLASS_HEAD, rows, text_columns=(0,))
 
 
 def _markdown_confusion(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from emostream.model.datasets import Dataset, read_splits
+from emostream.model.errors import RecipeError
 from emostream.model.recipe import DatasetChoice
 
 _CHUNK_BATCHES = 50
@@ -26,7 +27,14 @@ def read_choices(
         choices: The data sets.
         data: Folder that theirs are relative to.
         fold: As for `read_splits`; a set that does not judge keeps its published splits.
+
+    Raises:
+        RecipeError: None of them judges.
+        DatasetError: One is missing or malformed.
     """
+    if not any(choice.judged for choice in choices):
+        names = ", ".join(choice.name for choice in choices)
+        raise RecipeError(f"none of {names} is judged: nothing to choose the best epoch by")
     splits = [
         read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None) for choice in choices
     ]

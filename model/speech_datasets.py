@@ -181,7 +181,7 @@ def read_meld(folder: Path, split: str) -> Dataset:
     """
     file = existing_file(folder / f"{split}_sent_emo.csv", "MELD's CSV with columns Utterance and Emotion")
     clips = {stem: clip for stem, clip in _meld_clips(folder, split).items() if (split, stem) not in _MELD_BROKEN}
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
         if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
             raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")

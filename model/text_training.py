@@ -17,7 +17,7 @@ from torch.nn import functional
 from emostream.model.batching import pad_rows
 from emostream.model.datasets import Dataset, Example
 from emostream.model.device import autocast
-from emostream.model.encoder import load_pretrained_encoder, load_pretrained_tokenizer
+from emostream.model.encoder import check_window, load_pretrained_encoder, load_pretrained_tokenizer
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.network import TextBranch, build_heads, prepare_for_training
 from emostream.model.normalise import Normalisation
@@ -66,7 +66,8 @@ class TextStage(Stage):
         self._train_sets = train_sets
         self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
         self.branch = TextBranch(load_pretrained_encoder(encoder))
-        prepare_for_training(self.branch.encoder)
+        check_window(self.branch.encoder, recipe.window_tokens)
+        prepare_for_training(self.branch.encoder, compute.device)
         self.heads = build_heads(
             self.classes, width_in=self.branch.width, width=recipe.head_width, dropout=recipe.dropout
         )

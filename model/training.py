@@ -22,8 +22,8 @@ from emostream.model.device import choose_device, choose_precision
 from emostream.model.encoder import encoder_settings
 from emostream.model.errors import RecipeError
 from emostream.model.evaluation import Evaluation
-from emostream.model.fusion_training import FusionStage
-from emostream.model.head_training import HeadStage
+from emostream.model.fusion_training import FusionStage, check_pairs
+from emostream.model.head_training import HeadStage, check_heads
 from emostream.model.network import FusedEmotionModel
 from emostream.model.pooling import Compute
 from emostream.model.recipe import Recipe
@@ -32,6 +32,8 @@ from emostream.model.samples import EMOTION, LABELS
 from emostream.model.text_training import TextStage
 from emostream.model.training_loop import Progress, local_device, processes, run_stage, write_json
 from emostream.model.voice_training import VoiceStage
+
+_CLAIM = "recipe.json"
 
 
 def train(
@@ -58,21 +60,27 @@ def train(
         The development figures of what came out: of the heads, and of the three paths.
 
     Raises:
-        RecipeError: `run` holds a run of another recipe, or the encoder cannot be loaded.
+        RecipeError: `run` holds a run of another recipe, the encoder cannot be loaded, or a stage would lack what it
+            learns from.
         DatasetError: A data set is missing or malformed.
         AudioError: A recording of a data set cannot be used.
     """
     chosen = local_device(choose_device(device))
     compute = Compute(chosen, choose_precision(recipe.precision, chosen))
-    _claim(run, recipe, fold)
+    claim = _claim(run, recipe, fold)
 
-    # Both are built before either runs: what is wrong with a data set shows in a minute, not after an hour.
+    # Both are built before either runs: what is wrong with recipe or data shows in a minute, not after an hour.
     torch.manual_seed(recipe.seed)  # decides the first weights of heads
     text = TextStage(recipe.text, data=data, compute=compute, seed=recipe.seed, fold=fold)
     voice = None
     if recipe.voice is not None:
         torch.manual_seed(recipe.seed)
         voice = VoiceStage(recipe.voice, data=data, compute=compute, seed=recipe.seed, fold=fold)
+    if recipe.heads is not None:
+        check_heads(recipe.heads, text=text)
+    check_pairs(recipe.fusion, text=text, voice=voice)
+    if processes()[0] == 0:
+        write_json(run / _CLAIM, claim)
 
     text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
     judged = {each.task: each for each in text_progress.best.evaluations}
@@ -81,8 +89,8 @@ def train(
         judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
         heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
-        head_progress = run_stage(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
-        judged |= {each.task: each for each in head_progress.best.evaluations}
+        learned = _learn_on(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
+        judged |= {each.task: each for each in learned}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
 
@@ -97,6 +105,18 @@ def train(
         save_checkpoint(_checkpoint(recipe, text=text, voice=voice, fusion=fusion), run / "best")
         write_reports(evaluations, run / "figures", title="On development data, which chose epochs and temperatures")
     return evaluations
+
+
+def _learn_on(
+    heads: HeadStage, *, folder: Path, compute: Compute, seed: int, on_step: Progress
+) -> tuple[Evaluation, ...]:
+    """Run the heads stage, and leave the heads as they were if no epoch made them better."""
+    before, came = {name: tensor.clone() for name, tensor in heads.state_dict().items()}, heads.judge()
+    best = run_stage(heads, folder=folder, compute=compute, seed=seed, on_step=on_step).best
+    if best.figure > heads.figure(came):
+        return best.evaluations
+    heads.load_state_dict(before)
+    return came
 
 
 def _average_cycles(text: TextStage, *, cycles: int, run: Path, compute: Compute, seed: int, on_step: Progress) -> None:
@@ -117,13 +137,13 @@ class _Claim(msgspec.Struct, frozen=True):
     fold: tuple[int, int] | None
 
 
-def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> None:
-    """Say in the folder what runs in it, and refuse a folder in which something else runs.
+def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> _Claim:
+    """Return what is to stand in the folder, and refuse a folder in which something else runs.
 
     Raises:
         RecipeError: It holds a run of another recipe or fold.
     """
-    file, claim = run / "recipe.json", _Claim(recipe, fold)
+    file, claim = run / _CLAIM, _Claim(recipe, fold)
     try:
         run.mkdir(parents=True, exist_ok=True)
         known = msgspec.json.decode(file.read_bytes(), type=_Claim) if file.exists() else None
@@ -131,8 +151,7 @@ def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> None:
         raise RecipeError(f"{run} cannot hold a run: {error}") from error
     if known not in (None, claim):
         raise RecipeError(f"{run} holds a run of another recipe; choose another folder or remove it")
-    if known is None and processes()[0] == 0:
-        write_json(file, claim)
+    return claim
 
 
 def _checkpoint(recipe: Recipe, *, text: TextStage, voice: VoiceStage | None, fusion: FusionStage) -> Checkpoint:

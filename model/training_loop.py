@@ -127,16 +127,18 @@ def processes() -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, timeout=_JUDGING_TIMEOUT)
         atexit.register(torch.distributed.destroy_process_group)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the device of this process: under torchrun, the GPU with its local number."""
+    """Return the device of this process: under torchrun, the GPU with its local number, which it alone uses."""
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+        return own
     return device
 
 

@@ -3,6 +3,7 @@
 Legend: B recordings of a batch, S samples, K channels, F frames, M bands, V width of a pooled recording, C classes.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
-from emostream.model.datasets import Dataset
+from emostream.model.datasets import Dataset, Example
 from emostream.model.device import autocast
-from emostream.model.errors import DatasetError
+from emostream.model.errors import AudioError, DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.features import HOP_SAMPLES, ClipWindows, cut_windows, level
 from emostream.model.mobilenet import load_pretrained, start_from
@@ -28,6 +29,8 @@ from emostream.model.recipe import VoiceRecipe
 from emostream.model.samples import EMOTION, LABELS
 from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
 from emostream.model.training_loop import Stage
+
+_log = logging.getLogger(__name__)
 
 _Waveform = NDArray[np.float32]
 
@@ -55,11 +58,12 @@ class VoiceStage(Stage):
         self.optimisation = recipe.optimisation
         self._recipe, self._compute, self._seed = recipe, compute, seed
         learned, held = read_choices(recipe.datasets, data=data, fold=fold)
-        train_sets, self._dev_sets = list(map(_recorded, learned)), list(map(_recorded, held))
-        self._train_sets = train_sets
+        heard, judged = list(map(_heard, learned)), list(map(_heard, held))
+        self._train_sets = train_sets = [dataset for dataset, _ in heard]
+        self._dev_sets = [dataset for dataset, _ in judged]
         self._labels = [[example.labels for example in dataset.examples] for dataset in train_sets]
-        self._clips = [[_at_speeds(wave, recipe.speeds) for wave in read_waveforms(dataset)] for dataset in train_sets]
-        self._dev_clips = [[cut_windows(wave) for wave in read_waveforms(dataset)] for dataset in self._dev_sets]
+        self._clips = [[_at_speeds(wave, recipe.speeds) for wave in waves] for _, waves in heard]
+        self._dev_clips = [[cut_windows(wave) for wave in waves] for _, waves in judged]
         self._weights = [
             class_weights(dataset, choice.class_weight_power, compute.device)[EMOTION]
             for dataset, choice in zip(train_sets, recipe.datasets, strict=True)
@@ -177,6 +181,10 @@ class VoiceStage(Stage):
         scores_NC = torch.softmax(logits_NC / fit_temperature(logits_NC, dataset.examples), -1).numpy()
         return evaluate_scores(dataset, scores_NC, modalities=("voice",))
 
+    def sets(self, split: str) -> list[Dataset]:
+        """Return the data sets of the split `train` or `dev`: the examples whose recordings can be heard."""
+        return list(self._train_sets if split == "train" else self._dev_sets)
+
     def pooled(self, split: str) -> list[tuple[Dataset, Tensor]]:
         """Return each data set of `train` or of what is judged, and pooled_NV of its recordings.
 
@@ -201,27 +209,27 @@ class VoiceStage(Stage):
         return sum(evaluation.uar for evaluation in evaluations) / len(evaluations)
 
 
-def _recorded(dataset: Dataset) -> Dataset:
-    """Return the examples that have a recording.
+def _heard(dataset: Dataset) -> tuple[Dataset, list[_Waveform]]:
+    """Return the examples whose recordings can be used, and the waveforms; says how many cannot.
 
     Raises:
         DatasetError: There is none.
     """
-    examples = tuple(example for example in dataset.examples if example.recording is not None)
-    if not examples:
-        raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} has a recording")
-    return msgspec.structs.replace(dataset, examples=examples)
-
-
-def read_waveforms(dataset: Dataset) -> Iterator[_Waveform]:
-    """Yield the waveform of each recording, in order.
-
-    Raises:
-        AudioError: A recording cannot be used; the message names the file.
-    """
+    heard: list[tuple[Example, _Waveform]] = []
+    unread: list[str] = []
     for example in dataset.examples:
-        if example.recording is not None:
-            yield decode_recording(example.recording).waveform
+        if example.recording is None:
+            continue
+        try:
+            heard.append((example, decode_recording(example.recording).waveform))
+        except (AudioError, OSError) as error:
+            unread.append(f"{example.recording}: {error}")
+    if unread:
+        _log.warning("%s %s: %d recordings cannot be used and are left out, the first of them: %s",
+                     dataset.name, dataset.split, len(unread), unread[0])  # fmt: skip
+    if not heard:
+        raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} has a recording that can be used")
+    return msgspec.structs.replace(dataset, examples=tuple(e for e, _ in heard)), [wave for _, wave in heard]
 
 
 def _at_speeds(waveform_S: _Waveform, speeds: Sequence[float]) -> list[_Waveform]:

@@ -129,7 +129,14 @@ def test_sentiment_is_judged_by_recall() -> None:
     assert result.macro_f1 == pytest.approx(0.6 / 1.3 / 3)
 
 
-@pytest.mark.parametrize("name", ["meld", "tweeteval/emotion", "tweeteval/emoji", "tweeteval/hate", "pairs"])
+def test_meld_is_judged_by_weighted_f1() -> None:
+    official = judged("meld", ("a", "b", "c"), TRUTH, ANSWERS).official
+    assert official.name == "weighted F1"
+    support = [TRUTH.count(number) for number in range(3)]
+    assert official.value == pytest.approx(np.dot([3 / 4, 2 / 3, 2 / 3], support) / sum(support))
+
+
+@pytest.mark.parametrize("name", ["tweeteval/emotion", "tweeteval/emoji", "tweeteval/hate", "pairs"])
 def test_the_others_are_judged_by_macro_f1(name: str) -> None:
     official = judged(name, ("a", "b", "c"), TRUTH, ANSWERS).official
     assert official.name == "macro-F1"

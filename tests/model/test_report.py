@@ -179,7 +179,9 @@ def test_cross_validation_by_hand() -> None:
         for accuracy, confusion in ((0.5, [[1, 1], [1, 1]]), (0.6, [[2, 1], [1, 1]]), (1.0, [[2, 0], [0, 2]]))
     ]
     markdown = cross_validation_table(folds)
-    figures, confusion = tables(markdown)
+    figures, classes, confusion = tables(markdown)
+    assert markdown.startswith("## meld dev, from text\n")
+    assert classes[2:] == [["non_irony", "0.714", "0.714", "0.714", "7"], ["irony", "0.667", "0.667", "0.667", "6"]]
     assert figures[0] == ["fold", "n", "accuracy", "WA", "UAR", "macro-F1", "ECE"]
     assert [row[:3] for row in figures[2:-1]] == [
         ["1", "123456", "0.5000"], ["2", "123456", "0.6000"], ["3", "123456", "1.0000"]

@@ -1,5 +1,7 @@
 """The checkpoint that ships, at work: order, padding, windows, paths, flags. Its accuracy stands in the model card."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emostream.model.audio import Recording
+from emostream.model.audio import Recording, decode_recording
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.errors import CheckpointError
 from emostream.model.language import LanguageDetector
@@ -25,6 +27,8 @@ from emostream.model.samples import (
     Unscorable,
 )
 from emostream.model.scorer import EmotionScorer, Item
+
+CLIP = Path(__file__).parents[2] / "docs/examples/clips/parcel.ogg"
 
 PLAIN = {
     "i am so happy for you, congratulations!": "joy",
@@ -183,17 +187,27 @@ def test_a_score_that_is_no_number_is_named_not_sent() -> None:
     assert outcome.reason == "not_a_number"
 
 
-def test_temperature_flattens_without_changing_the_answer(shipped_scorer: EmotionScorer) -> None:
+@pytest.mark.parametrize("warm", ["text", "voice", "fused", "irony"])
+def test_each_path_and_head_has_its_own_temperature(shipped_scorer: EmotionScorer, warm: str) -> None:
+    """A higher one flattens its own scores, changes no answer, and leaves all others alone."""
     checkpoint = load_checkpoint(SHIPPED)
-    temperatures = {name: value * 4 for name, value in checkpoint.config.temperatures.items()}
-    warm = msgspec.structs.replace(checkpoint.config, temperatures=temperatures)
+    temperatures = {**checkpoint.config.temperatures, warm: checkpoint.config.temperatures[warm] * 4}
+    config = msgspec.structs.replace(checkpoint.config, temperatures=temperatures)
     flat = EmotionScorer(
-        msgspec.structs.replace(checkpoint, config=warm), language=LanguageDetector.load(), device="cpu",
-        precision="float32",
+        msgspec.structs.replace(checkpoint, config=config), language=LanguageDetector.load(), device="cpu",
+        precision="float32", attributes=("irony", "hate"),
     )  # fmt: skip
-    for before, after in zip(scores(shipped_scorer, list(PLAIN)), scores(flat, list(PLAIN)), strict=True):
-        assert before.index(max(before)) == after.index(max(after))
-        assert max(after) < max(before)
+    text, clip = "i am so happy for you, congratulations!", decode_recording(CLIP)
+    items = [Item(text=text), Item(recording=clip), Item(text=text, recording=clip)]
+    for path, was, now in zip(
+        ("text", "voice", "fused"), outcomes(shipped_scorer, items), outcomes(flat, items), strict=True
+    ):
+        assert was.scores.index(max(was.scores)) == now.scores.index(max(now.scores))
+        assert (max(now.scores) < max(was.scores) - 1e-3) == (path == warm)
+        for name, answer in now.attributes.items():
+            before = was.attributes[name]
+            assert answer.label == before.label
+            assert (answer.confidence < before.confidence - 1e-3) == (name == warm)
 
 
 @pytest.mark.parametrize("size", [1, 2, 300])

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
 
-from emostream.model import training_loop
+from emostream.model import cli, training_loop
 from emostream.model.audio import decode_recording
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.datasets import read_dataset, readers
-from emostream.model.errors import RecipeError
+from emostream.model.errors import DatasetError, RecipeError
 from emostream.model.judging import judge
+from emostream.model.pooling import Compute
 from emostream.model.recipe import (
     RECIPES,
     SHIPPED_RECIPE,
@@ -35,6 +36,7 @@ from emostream.model.recipe import (
 from emostream.model.samples import LABELS
 from emostream.model.scorer import EmotionScorer, Item
 from emostream.model.training import train
+from emostream.model.voice_training import VoiceStage
 
 
 @pytest.fixture(scope="session")
@@ -181,20 +183,65 @@ def test_a_stop_between_two_files_loses_nothing(
         torch.testing.assert_close(resumed.network.text.state_dict()[name], tensor, rtol=1e-3, atol=2e-3, msg=name)
 
 
-def test_a_recipe_that_leaves_pairs_out_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
-    for stage in ("text", "voice"):
-        shutil.copytree(run / stage, tmp_path / stage)
-    fusion = msgspec.structs.replace(RECIPE.fusion, match_by_label=False)
-    with pytest.raises(RecipeError, match="nothing has both text and voice"):
-        train(msgspec.structs.replace(RECIPE, fusion=fusion), data=data, run=tmp_path, device="cpu")
+def changed(recipe: Recipe, part: str, **changes: object) -> Recipe:
+    """Return a recipe with changes in one of its parts."""
+    return msgspec.structs.replace(recipe, **{part: msgspec.structs.replace(getattr(recipe, part), **changes)})
 
 
-@pytest.mark.parametrize("name", ["goemotions", "tweeteval/hate"])
-def test_heads_of_unknown_data_sets_are_refused(run: Path, data: Path, tmp_path: Path, name: str) -> None:
+UNJUDGED = (DatasetChoice("meld", "meld", judged=False),)
+FEAR_ALONE = (DatasetChoice("ravdess", "fear"),)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (changed(RECIPE, "fusion", match_by_label=False), "nothing has both text and voice"),
+        (changed(RECIPE, "heads", datasets=("goemotions",)), "'goemotions' is none of the text stage's"),
+        (changed(RECIPE, "text", datasets=RECIPE.text.datasets[1:]), "labelled with the seven emotions"),
+        (changed(RECIPE, "text", datasets=UNJUDGED), "none of meld is judged"),
+        (changed(RECIPE, "text", window_tokens=10_000), "window_tokens is 10000"),
+        (changed(RECIPE, "voice", datasets=FEAR_ALONE), "no label in common"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_learned(
+    data: Path, tmp_path: Path, recipe: Recipe, said: str
+) -> None:
+    for file in (data / "ravdess").rglob("03-01-05-*.wav"):  # as fear, which no text of ours has
+        copy = data / "fear" / file.parent.name / file.name.replace("03-01-05", "03-01-06")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    with pytest.raises(RecipeError, match=said):
+        train(recipe, data=data, run=tmp_path, device="cpu", on_step=lambda *_: pytest.fail("it learns"))
+    assert not (tmp_path / "recipe.json").exists(), "a recipe that is mended may use the folder"
+
+
+def test_recordings_that_cannot_be_used_are_left_out_and_named(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(data / "ravdess", tmp_path / "ravdess")
+    broken = folder / "Actor_01" / "03-01-03-01-01-01-01.wav"
+    broken.write_bytes(b"no recording")
+    compute = Compute(torch.device("cpu"), "float32")
+    stage = VoiceStage(RECIPE.voice, data=tmp_path, compute=compute, seed=7)
+    assert len(stage.sets("train")[0].examples) == len(read_dataset("ravdess", folder, "train").examples) - 1
+    assert f"1 recordings cannot be used and are left out, the first of them: {broken}: " in caplog.text
+    for file in folder.rglob("*.wav"):
+        file.write_bytes(b"")
+    with pytest.raises(DatasetError, match="no example of split 'train' has a recording that can be used"):
+        VoiceStage(RECIPE.voice, data=tmp_path, compute=compute, seed=7)
+
+
+def test_a_head_that_learning_on_makes_no_better_stays_as_it_was(run: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "text", tmp_path / "text")
-    recipe = msgspec.structs.replace(RECIPE, heads=msgspec.structs.replace(RECIPE.heads, datasets=(name,)))
-    with pytest.raises(RecipeError, match=name):
-        train(recipe, data=data, run=tmp_path, device="cpu")
+    wild = Optimisation(epochs=1, batch_size=8, learning_rate=10.0, head_learning_rate=10.0, clip_norm=1e9)
+    recipe = msgspec.structs.replace(changed(RECIPE, "heads", optimisation=wild), voice=None)
+    train(recipe, data=data, run=tmp_path, device="cpu")
+    epochs = json.loads((tmp_path / "text" / "progress.json").read_text())["epochs"]
+    chosen = max(epochs, key=lambda record: record["figure"])["epoch"]
+    came = load_file(tmp_path / "text" / f"epoch-{chosen}.safetensors")
+    head = load_checkpoint(tmp_path / "best").network.attributes["irony"]
+    for name, tensor in head.state_dict().items():
+        torch.testing.assert_close(tensor, came[f"heads.irony.{name}"], rtol=0, atol=float(tensor.abs().max()) / 127)
 
 
 def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_path: Path) -> None:
@@ -258,6 +305,36 @@ def test_a_set_with_text_and_voice_gives_its_own_pairs(data: Path, tmp_path: Pat
         ("dev", ("text",), 12), ("dev", ("voice",), 12), ("dev", ("text", "voice"), 12),
     }  # fmt: skip
     assert max(each.accuracy for each in evaluations if each.modalities == ("text", "voice")) >= 0.9
+
+
+def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_iemocap(tmp_path / "iemocap")
+    (tmp_path / "encoder").symlink_to(data / "encoder")
+    rates = "learning_rate = 2e-3, head_learning_rate = 5e-3"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "folds"\nversion = "0"\nprecision = "float32"\n'
+        '[text]\nencoder = "encoder"\nwindow_tokens = 32\nhead_width = 16\n'
+        f"optimisation = {{epochs = 1, batch_size = 8, {rates}}}\n"
+        'datasets = [{name = "iemocap", folder = "iemocap"}]\n'
+        "[voice]\nwidth_multiplier = 0.25\nhead_width = 16\ncrop_frames = 128\n"
+        f"optimisation = {{epochs = 1, batch_size = 12, {rates}}}\n"
+        'datasets = [{name = "iemocap", folder = "iemocap"}]\n'
+        "[fusion]\nexamples_per_epoch = 120\nmatch_by_label = false\n"
+        f"optimisation = {{epochs = 1, batch_size = 12, {rates}}}\n"
+    )
+    out = tmp_path / "run"
+    cli.train(data=tmp_path, out=out, recipe=recipe, device="cpu", folds=5)
+    markdown = (out / "cross-validation.md").read_text()
+    assert capsys.readouterr().out == markdown
+    assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
+        "## iemocap dev, from text", "## iemocap dev, from voice", "## iemocap dev, from text and voice"
+    ]  # fmt: skip
+    for values in json.loads((out / "cross-validation.json").read_text()):
+        assert [fold["n"] for fold in values["folds"]] == [12] * 5, "each session is held out once"
+        assert sum(figures["support"] for figures in values["per_class"].values()) == 60
+        right = sum(row[number] for number, row in enumerate(values["confusion"]))
+        assert values["mean"]["accuracy"] == pytest.approx(right / 60)
 
 
 def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
