@@ -33,8 +33,10 @@ class ClassFigures(msgspec.Struct, frozen=True):
 
 
 class Official(msgspec.Struct, frozen=True):
-    """The metric that a data set's authors report: of MELD the classes' F1, weighted by their examples (Poria et
-    al. 2019, arXiv:1810.02508)."""
+    """The metric that a data set's authors report.
+
+    Of MELD that is the classes' F1, weighted by their examples (Poria et al. 2019, arXiv:1810.02508).
+    """
 
     name: str
     value: float
