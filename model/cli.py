@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from emostream.model.samples import Scored
     from emostream.model.scorer import Item
 
+_AT_ONCE = 256
+"""Texts and recordings that `predict` holds and scores together."""
+
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 …")]
 CheckpointFolder = Annotated[
     Path | None, typer.Option("--checkpoint", help="Checkpoint folder; the shipped model if not given.")
@@ -178,16 +181,19 @@ def predict(
         if together
         else [*((text, None) for text in given), *((None, file) for file in clips)]
     )
-    readable, failed = _items(asked)
-    outcomes = scorer.score([item for _, item in readable]).outcomes
+    failed: list[str] = []
     table = Table("what", "emotion", "confidence", "next", "further", "flags")
-    for (text, file), outcome in zip((question for question, _ in readable), outcomes, strict=True):
-        if not isinstance(outcome, Scored):
-            failed.append(f"{text or file}: {outcome.reason}: {outcome.error}")
-        elif as_json:
-            sys.stdout.write(_json_line(text, file, outcome) + "\n")
-        else:
-            table.add_row(*_table_row(text, file, outcome))
+    for start in range(0, len(asked), _AT_ONCE):
+        readable, unread = _items(asked[start : start + _AT_ONCE])
+        failed += unread
+        outcomes = scorer.score([item for _, item in readable]).outcomes
+        for (text, file), outcome in zip((question for question, _ in readable), outcomes, strict=True):
+            if not isinstance(outcome, Scored):
+                failed.append(f"{text or file}: {outcome.reason}: {outcome.error}")
+            elif as_json:
+                sys.stdout.write(_json_line(text, file, outcome) + "\n")
+            else:
+                table.add_row(*_table_row(text, file, outcome))
     if table.rows:
         Console().print(table)
     for line in failed:

@@ -2,9 +2,9 @@
 
     make ablation DATA=…      every variant of both stages; more of them, longer: see --help
 
-Every variant sees the same examples in the same order, from the same seed, and is judged after its last epoch by the
-best of its epochs, as training chooses. Runs are far shorter than the shipped one's: read differences, not figures, and
-mind the spread between seeds that the first rows show.
+Every variant starts from the same seed; those that do not change how data sets are drawn see the same examples in the same
+order. Each is judged by the best of its epochs, as training chooses. Runs are far shorter than the shipped one's: read
+differences, not figures, and mind the spread between seeds that the first rows show.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that the recipe's data sets are relative to")
     parser.add_argument("--stage", choices=["text", "voice"], required=True)
     parser.add_argument("--recipe", type=Path, default=SHIPPED_RECIPE, help="what is taken apart (the shipped recipe)")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, help="of each run (2 for text, 6 for voice)")
     parser.add_argument("--examples", type=int, help="examples of an epoch (12,000 texts, 1,600 recordings)")
     parser.add_argument("--seeds", type=int, default=2, help="how often the unchanged recipe is trained (2)")
     parser.add_argument("--only", nargs="*", help="names of variants")
@@ -88,7 +88,8 @@ def main() -> None:
     if base is None:
         raise SystemExit(f"{options.recipe} has no stage {options.stage}")
     examples = options.examples or (12_000 if options.stage == "text" else 1_600)
-    base = replace(base, examples_per_epoch=examples, optimisation=replace(base.optimisation, epochs=options.epochs))
+    epochs = options.epochs or (2 if options.stage == "text" else 6)
+    base = replace(base, examples_per_epoch=examples, optimisation=replace(base.optimisation, epochs=epochs))
     variants = text_variants(base) if isinstance(base, TextRecipe) else voice_variants(base)
     runs = [(name, changed, recipe.seed) for name, changed in variants.items()]
     runs[1:1] = [(f"as shipped, seed {recipe.seed + n}", base, recipe.seed + n) for n in range(1, options.seeds)]
@@ -107,7 +108,7 @@ def main() -> None:
 
             figures = measure(stage, compute, seed=seed, on_step=on_step)
         if not rows:
-            print(f"{options.epochs} epochs of {examples} examples")
+            print(f"{epochs} epochs of {examples} examples")
             print("| variant | " + " | ".join(column for column, _ in figures) + " |")
             print("|---|" + "---|" * len(figures))
         rows.append(figures)

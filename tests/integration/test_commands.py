@@ -220,6 +220,9 @@ def test_predict_needs_no_kafka() -> None:
     assert answers[1]["attributes"]["sentiment"]["label"] == "negative"
     piped = emostream(NOWHERE, "predict", "-", input="what a sad, sad day\n\n")
     assert "sadness" in piped.stdout
+    many = [f"day {number}" for number in range(300)]
+    piped = emostream(NOWHERE, "predict", "-", "--json", input="\n".join(many))
+    assert [json.loads(line)["text"] for line in piped.stdout.splitlines()] == many
 
 
 def test_predict_takes_recordings_and_pairs(tmp_path: Path) -> None:
