@@ -2,9 +2,9 @@
 
     make ablation DATA=…      every variant of both stages; more of them, longer: see --help
 
-Every variant starts from the same seed; those that do not change how data sets are drawn see the same examples in the same
-order. Each is judged by the best of its epochs, as training chooses. Runs are far shorter than the shipped one's: read
-differences, not figures, and mind the spread between seeds that the first rows show.
+Every variant starts from the same seed; those that do not change how data sets are drawn see the same examples in the
+same order. Each is judged by the best of its epochs, as training chooses. Runs are far shorter than the shipped one's:
+read differences, not figures, and mind the spread between seeds that the first rows show.
 """
 
 import argparse
