@@ -45,9 +45,10 @@ class RecordBuffer(ThrowableQueue):  # type: ignore[misc]  # mode is untyped
         """The topic whose partitions are not fetched; None while they are."""
 
     def clear(self) -> None:
-        """Forget what is here: after a rebalance, when Faust fetches all that it was assigned."""
+        """Forget what is here, as Faust wishes before and after a rebalance."""
         super().clear()
-        self._bytes, self._topic = 0, None
+        self._bytes = 0
+        self._fetch_again()
 
     def in_pressure_high_state(self, callback: object) -> bool:  # noqa: ARG002 - Faust's bound is not used
         """Say no: Faust would stop the one partition whose record comes now."""
@@ -64,11 +65,15 @@ class RecordBuffer(ThrowableQueue):  # type: ignore[misc]  # mode is untyped
     def _get(self) -> Any:
         event = super()._get()
         self._bytes -= _size(event)
-        if self._topic is not None and not self._holds(_RESUME_AT):
+        if not self._holds(_RESUME_AT):
+            self._fetch_again()
+        return event
+
+    def _fetch_again(self) -> None:
+        if self._topic is not None:
             for partition in self._partitions():
                 self._app.consumer.on_buffer_drop(partition)
             self._topic = None
-        return event
 
     def _holds(self, share: float) -> bool:
         """Say whether it is full to such a share."""
