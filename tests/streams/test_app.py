@@ -62,7 +62,7 @@ async def running(settings: Settings, scratch: Path) -> AsyncIterator[Shell]:
         await shell.app.stop()
 
 
-async def eventually(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
+async def eventually(condition: Callable[[], bool], *, within_s: float = 150.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not come true"
