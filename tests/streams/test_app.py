@@ -108,11 +108,11 @@ async def test_an_outage_of_hours_is_survived(
         await publish(settings, topic, [bytes(50_000)] * 1500)
     async with running(settings, tmp_path / "first") as first:
         await eventually(lambda: min(map(first.held, sources)) > 600)
-        await asyncio.sleep(3)
+        await asyncio.sleep(1)
         second = Shell(settings, tmp_path / "second")
         joining = asyncio.create_task(second.app.start())
         try:
-            await asyncio.sleep(5)
+            await asyncio.sleep(3.5)
             first.end_outage()
             second.end_outage()
             await joining
