@@ -6,8 +6,9 @@ checkout). Where there is none, the header says so and those runs do not exist.
 """
 
 import datetime as dt
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -52,23 +53,60 @@ def pytest_report_header() -> list[str]:
 
 
 _TABLE_BEGINS, _TABLE_ENDS = "<!-- faults: made by `make test-faults` -->", "<!-- end of faults -->"
+_TABLE = os.environ.get("EMOSTREAM_FAULTS_TABLE")
+_IS_HELPER = "PYTEST_XDIST_WORKER" in os.environ
+_DONE = Path(__file__).parents[1] / "build" / "faults.jsonl"
+"""Rows of a run at full size that is not through yet, one line a test: the next run goes on with the others."""
+
+
+def _done() -> dict[str, list[list[object]]]:
+    """Return the rows of the tests that have passed, by test."""
+    if not _TABLE or not _DONE.exists():
+        return {}
+    return dict(json.loads(line) for line in _DONE.read_text().splitlines())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has passed in a run at full size that did not come to its end."""
+    done = _done()
+    left_out = [item for item in items if item.nodeid in done]
+    items[:] = [item for item in items if item.nodeid not in done]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the rows of a test that passed."""
+    if not _TABLE or _IS_HELPER or report.when != "call" or not report.passed:
+        return
+    _DONE.parent.mkdir(exist_ok=True)
+    with _DONE.open("a") as lines:
+        lines.write(json.dumps([report.nodeid, _rows([report])]) + "\n")
+
+
+def _rows(reports: Iterable[pytest.TestReport]) -> list[list[object]]:
+    return [list(value) for report in reports for name, value in report.user_properties if name == FAULT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Show what was broken and what became of the records; write it down where EMOSTREAM_FAULTS_TABLE says."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    rows = [value for report in reports for name, value in report.user_properties if name == FAULT]
+    if _IS_HELPER:
+        return
+    failed = _rows(terminalreporter.stats.get("failed", []))
+    passed = _rows(terminalreporter.stats.get("passed", []))
+    rows = [*failed, *(row for each in _done().values() for row in each)] if _TABLE else [*failed, *passed]
     if not rows:
         return
     table = table_of_faults(sorted(rows, key=str))
     terminalreporter.section("what was broken, and what became of the records")
     terminalreporter.write(table)
-    file = os.environ.get("EMOSTREAM_FAULTS_TABLE")
-    if file and exitstatus == 0:
-        before, _, rest = Path(file).read_text().partition(_TABLE_BEGINS)
+    if _TABLE and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        before, _, rest = Path(_TABLE).read_text().partition(_TABLE_BEGINS)
         _, _, after = rest.partition(_TABLE_ENDS)
         when = f"Seen {dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores.\n\n"
-        Path(file).write_text(f"{before}{_TABLE_BEGINS}\n{when}{table}{_TABLE_ENDS}{after}")
+        Path(_TABLE).write_text(f"{before}{_TABLE_BEGINS}\n{when}{table}{_TABLE_ENDS}{after}")
+        _DONE.unlink()
+    elif _TABLE:
+        terminalreporter.write(f"\n{_TABLE} is written once all have passed; those that have are in {_DONE}.\n")
 
 
 @pytest.fixture(scope="session")
