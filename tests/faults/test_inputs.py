@@ -155,6 +155,7 @@ def test_malformed(shared_worker: RunningWorker, broker: Broker, note_row: NoteR
 
     # What was delivered again was counted twice: the last may still be under way.
     await_true(lambda: not look().missing, within_s=60, what=lambda: f"lost: {sorted(look().missing)[:10]}")
+    await_true(lambda: worker.metric("emostream_uncommitted_seconds") == 0, within_s=30)
     ledger = look()
     account = note_row(f"{len(posts)} malformed posts, {len(clips)} damaged recordings", broker.name, ledger)
     assert account.dead_letters > 100

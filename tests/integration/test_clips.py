@@ -86,6 +86,7 @@ def test_every_order_of_arrival(settings: Settings, tmp_path: Path) -> None:
         # An answer is counted after it is in Redis, a moment after it is seen in Kafka.
         await_true(lambda: worker.metric("emostream_answers_total", path="fused") >= 7, within_s=20)
         assert worker.metric("emostream_answers_total", path="fused") == 7
+        await_true(lambda: worker.metric("emostream_uncommitted_seconds") == 0, within_s=20)
         assert worker.metric("emostream_late_halves_total", outcome="joined") == 4
         assert worker.metric("emostream_audio_seconds_total") > 10
         assert worker.metric("emostream_join_wait_seconds_count", outcome="joined") >= 4
