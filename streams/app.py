@@ -128,11 +128,12 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
 
 
 def _record(event: Any) -> Record:
+    """Return the record of an event, which has neither key nor value from then on."""
     message = event.message
     headers = message.headers or ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     noticed = {name: value for name, value in pairs if isinstance(name, Noticed)}
-    return Record(
+    record = Record(
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,
@@ -144,3 +145,6 @@ def _record(event: Any) -> Record:
         whole_bytes=int(noticed[WHOLE_BYTES]) if WHOLE_BYTES in noticed else None,
         acknowledge=event.ack,
     )
+    # Faust keeps an event until it is acknowledged, which may be long after it was answered: not what it says, too.
+    event.key = event.value = message.key = message.value = None
+    return record

@@ -1,7 +1,8 @@
 """Acknowledges records in the order of their offsets, partition by partition. Called by the app and the pipeline.
 
 Faust commits past a record that is not acknowledged when a later one is (its consumer allows a gap of one at the
-head, and any gap before the first commit), so a record that is done waits here until all before it are.
+head, and any gap before the first commit), so a record that is done waits here until all before it are. Only its place
+is kept, not what it says: behind a clip that takes its time, thousands of posts may be done.
 """
 
 import time
@@ -13,6 +14,11 @@ import msgspec
 from emostream.streams.records import Record
 
 Partition = tuple[str, int]
+
+
+class _Place(msgspec.Struct):
+    offset: int
+    done: bool = False
 
 
 class _Uncommitted(msgspec.Struct):
@@ -33,21 +39,23 @@ class OffsetOrder:
     ) -> None:
         self._rebalanced = rebalanced
         self._clock = clock
-        self._taken: dict[Partition, OrderedDict[Record, None]] = {}
-        self._done: set[Record] = set()
+        self._taken: dict[Partition, OrderedDict[Callable[[], None], _Place]] = {}
+        """By what acknowledges it: two deliveries of one record are told apart by that."""
         self._uncommitted: dict[Partition, _Uncommitted] = {}
         self.partitions: set[Partition] = set()
 
     def take(self, record: Record) -> None:
         """Note that a record was taken; records of a partition come in the order of their offsets."""
-        self._taken.setdefault((record.topic, record.partition), OrderedDict())[record] = None
+        taken = self._taken.setdefault((record.topic, record.partition), OrderedDict())
+        taken[record.acknowledge] = _Place(record.offset)
 
     def done(self, records: Sequence[Record]) -> None:
         """Note that records need nothing more, and acknowledge every record that only they held back."""
         for record in records:
             partition = (record.topic, record.partition)
-            if record in self._taken.get(partition, ()):
-                self._done.add(record)
+            taken = self._taken.get(partition)
+            if taken and (place := taken.get(record.acknowledge)):
+                place.done = True
                 self._acknowledge(partition)
 
     def committed(self, partition: Partition, next_offset: int) -> None:
@@ -74,7 +82,7 @@ class OffsetOrder:
         self.partitions.difference_update(partitions)
         for partition in partitions:
             self._uncommitted.pop(partition, None)
-            self._done.difference_update(self._taken.pop(partition, ()))
+            self._taken.pop(partition, None)
 
     @property
     def uncommitted_s(self) -> float:
@@ -84,12 +92,11 @@ class OffsetOrder:
 
     def _acknowledge(self, partition: Partition) -> None:
         taken = self._taken[partition]
-        while taken and (record := next(iter(taken))) in self._done:
-            del taken[record]
-            self._done.remove(record)
-            record.acknowledge()
+        while taken and next(iter(taken.values())).done:
+            acknowledge, place = taken.popitem(last=False)
+            acknowledge()
             if partition in self.partitions:  # one that was given up meanwhile is committed by another worker
-                self._await_commit(partition, record.offset)
+                self._await_commit(partition, place.offset)
 
     def _await_commit(self, partition: Partition, offset: int) -> None:
         waiting = self._uncommitted.setdefault(partition, _Uncommitted(newest_offset=offset, since_s=self._clock()))

@@ -17,6 +17,9 @@ _MOST_GROWTH_MIB = 250.0
 """Some 7,000 posts are behind at full size, 400 MiB with their padding. A worker may hold 1,024 in its queue, as many
 in batches, and 32 MiB before these: 150 MiB."""
 
+_MOST_SLOW_GROWTH_MIB = 400.0
+"""Redis that is slow lets posts through, 700 MiB of them at full size: what is freed is not all given back."""
+
 
 @pytest.fixture
 def redis() -> Iterator[BreakableRedis]:
@@ -93,7 +96,7 @@ def settled(worker: RunningWorker) -> bool:
 
 
 def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_row: NoteRow, tmp_path: Path) -> None:
-    count = int(sized(6_000, 150))
+    count = int(sized(12_000, 150))
     with Wire(int(redis.url.rpartition(":")[2].partition("/")[0])) as wire:
         wire.delay_s = 0.5
         settings = settings.model_copy(update={"redis": type(settings.redis)(f"redis://127.0.0.1:{wire.port}/0")})
@@ -102,13 +105,20 @@ def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_ro
             Traffic(settings, count, padding=_PADDING) as traffic,
         ):
             await_true(worker.answers_some, within_s=60)
-            mib = resident_mib(worker.process.pid)
+            first_mib = resident_mib(worker.process.pid)
+            await_true(lambda: worker.metric("emostream_answers_total") > count / 2, within_s=sized(900, 120))
+            half_mib = resident_mib(worker.process.pid)
             ledger = traffic.settle(within_s=sized(900, 120))
-            grown_mib = resident_mib(worker.process.pid) - mib
+            last_mib = resident_mib(worker.process.pid)
+            wire.delay_s = 0.0  # counting asks for every key
             await_true(lambda: counted(settings) == count, within_s=60)
             assert worker.metric("emostream_sink_errors_total", sink="redis") == 0
-    note_row("Redis slow (500 ms a call)", broker.name, ledger, f"memory grew by {grown_mib:.0f} MiB")
-    assert grown_mib < _MOST_GROWTH_MIB
+    note_row(
+        "Redis slow (500 ms a call)", broker.name, ledger,
+        f"memory grew by {half_mib - first_mib:.0f} MiB, in the second half by {last_mib - half_mib:.0f}",
+    )  # fmt: skip
+    assert last_mib - first_mib < _MOST_SLOW_GROWTH_MIB
+    assert last_mib - half_mib < _MOST_SLOW_GROWTH_MIB / 4, "it grows to a bound, not with what passes"
 
 
 def test_not_waited_for(

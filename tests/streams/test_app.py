@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,12 +34,27 @@ class Taker:
         self._offsets.done([record])
 
 
+class HeldUpTaker(Taker):
+    """Is done with each record at once, save the first of each partition: with that, once it is open."""
+
+    def __init__(self, offsets: OffsetOrder) -> None:
+        super().__init__(offsets)
+        self._firsts: list[asyncio.Task[None]] = []
+
+    async def __call__(self, record: Record) -> None:
+        if record.offset == 0:
+            self._firsts.append(asyncio.create_task(super().__call__(record)))
+            return
+        self.taken.add((record.partition, record.offset))
+        self._offsets.done([record])
+
+
 class Shell:
     """A running app."""
 
-    def __init__(self, settings: Settings, scratch: Path) -> None:
+    def __init__(self, settings: Settings, scratch: Path, taker: type[Taker] = Taker) -> None:
         self.offsets = OffsetOrder()
-        self.posts, self.clips = Taker(self.offsets), Taker(self.offsets)
+        self.posts, self.clips = taker(self.offsets), taker(self.offsets)
         self.app = build_app(settings, posts=self.posts, clips=self.clips, offsets=self.offsets, scratch=scratch)
 
     def end_outage(self) -> None:
@@ -52,8 +68,8 @@ class Shell:
 
 
 @asynccontextmanager
-async def running(settings: Settings, scratch: Path) -> AsyncIterator[Shell]:
-    shell = Shell(settings, scratch)
+async def running(settings: Settings, scratch: Path, taker: type[Taker] = Taker) -> AsyncIterator[Shell]:
+    shell = Shell(settings, scratch, taker)
     await shell.app.start()
     try:
         yield shell
@@ -91,6 +107,21 @@ async def test_large_clips_that_wait_are_few_and_hold_up_no_posts(settings: Sett
         assert shell.held(settings.clips_topic) < 50
         shell.clips.open.set()
         await eventually(lambda: len(shell.clips.taken) == 120)
+
+
+async def test_what_is_done_behind_a_record_that_is_not_is_let_go(settings: Settings, tmp_path: Path) -> None:
+    """Posts behind a clip that takes its time are answered, but not acknowledged: nothing of them stays in memory."""
+    posts = [random.randbytes(100_000) for _ in range(600)]
+    await publish(settings, settings.posts_topic, posts)
+    del posts
+    tracemalloc.start()
+    try:
+        async with running(settings, tmp_path, HeldUpTaker) as shell:
+            await eventually(lambda: len(shell.posts.taken) == len(shell.app.consumer._unacked_messages) == 600)
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        assert held_bytes < 20_000_000  # of 60 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("rebalance_s", [60.0, 2.0], ids=["waited-for", "left-behind"])
