@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         8192, ge=64, description="Most tokens of a batch, without padding, estimated from its characters."
     )
     batches_in_flight: int = Field(4, ge=1, description="Batches between intake and acknowledgement.")
-    queue_posts: int = Field(1024, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
+    queue_posts: int = Field(512, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
     batch_audio_s: float = Field(
         60.0, gt=0, description="Most seconds of audio of a batch of clips, estimated from their bytes."
     )
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     )
 
     stop_grace_s: float = Field(
-        30.0, gt=0, description="Seconds that a stopping worker takes to answer and commit what it has taken."
+        45.0, gt=0, description="Seconds that a stopping worker takes to answer and commit what it has taken."
     )
 
     http_host: str = Field("127.0.0.1", description="Address that /metrics, /healthz and /readyz listen on.")
