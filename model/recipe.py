@@ -76,8 +76,10 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         sampling_power: A data set of n texts is drawn in proportion to n ** power; 1 is by size, 0 all alike.
         r_drop: Weight of the divergence between two passes with different dropout (Liang et al. 2021,
             arXiv:2106.14448); 0 makes one pass.
-        cycles: Further trainings of one epoch, each from where the last ended and with rates that rise and fall once
-            more; weights at all ends are averaged (Izmailov et al. 2018, arXiv:1803.05407).
+        runs: Trainings from the same first weights, each on texts in another order; the weights that they end with are
+            averaged (Wortsman et al. 2022, arXiv:2203.05482).
+        cycles: Of each run, further trainings of one epoch, each from where the last ended and with rates that rise and
+            fall once more; they are ends, too (Izmailov et al. 2018, arXiv:1803.05407).
     """
 
     encoder: str
@@ -90,6 +92,7 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     examples_per_epoch: int = 0
     sampling_power: float = 1.0
     r_drop: float = 0.0
+    runs: Positive = 1
     cycles: Annotated[int, Meta(ge=0)] = 0
 
 

@@ -86,11 +86,12 @@ class TextStage(Stage):
             for text, example in zip(windows, dataset.examples, strict=True)
         ]
 
-    def begin_cycle(self, number: int) -> None:
-        """Learn on for one epoch, from texts drawn anew; the first cycle, after the stage itself, is 1."""
-        self.optimisation = msgspec.structs.replace(self._recipe.optimisation, epochs=1)
-        self._seed = self._first_seed + 1000 * number
-        self.name = f"text, cycle {number}"
+    def begin(self, *, run: int, cycle: int) -> None:
+        """Have what follows learn from texts in an order of its own; a cycle other than 0 has one epoch."""
+        epochs = 1 if cycle else self._recipe.optimisation.epochs
+        self.optimisation = msgspec.structs.replace(self._recipe.optimisation, epochs=epochs)
+        self._seed = self._first_seed + 100_000 * run + 1000 * cycle
+        self.name = "text" + (f", run {run + 1}" if run else "") + (f", cycle {cycle}" if cycle else "")
 
     @property
     def steps_per_epoch(self) -> int:

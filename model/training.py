@@ -2,7 +2,8 @@
 
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
-    RUN/cycle-N       both once more, to be averaged
+    RUN/text/cycle-N  both once more, to be averaged
+    RUN/text-N        the same from the start, to be averaged, too
     RUN/heads         some of these heads, longer   (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
     RUN/fusion        the head over both            (fusion_training.py)
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor, nn
 
 from emostream.model.checkpoint import Checkpoint, CheckpointConfig, VoiceSettings, save_checkpoint
 from emostream.model.device import choose_device, choose_precision
@@ -26,6 +28,7 @@ from emostream.model.fusion_training import FusionStage, check_pairs
 from emostream.model.head_training import HeadStage, check_heads
 from emostream.model.network import FusedEmotionModel
 from emostream.model.pooling import Compute
+from emostream.model.quantise import quantise_rows, widen_rows
 from emostream.model.recipe import Recipe
 from emostream.model.report import write_reports
 from emostream.model.samples import EMOTION, LABELS
@@ -82,17 +85,16 @@ def train(
     if processes()[0] == 0:
         write_json(run / _CLAIM, claim)
 
-    text_progress = run_stage(text, folder=run / "text", compute=compute, seed=recipe.seed, on_step=on_step)
-    judged = {each.task: each for each in text_progress.best.evaluations}
-    if recipe.text.cycles:
-        _average_cycles(text, cycles=recipe.text.cycles, run=run, compute=compute, seed=recipe.seed, on_step=on_step)
-        judged = {each.task: each for each in text.judge()}
+    _learn_text(text, recipe, run=run, compute=compute, on_step=on_step)
+    _make_small(text.branch)
+    judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
         heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
         learned = _learn_on(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
         judged |= {each.task: each for each in learned}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
+        _make_small(voice.branch)
 
     torch.manual_seed(recipe.seed)
     fusion = FusionStage(recipe.fusion, text=text, voice=voice, compute=compute, seed=recipe.seed)
@@ -119,15 +121,28 @@ def _learn_on(
     return came
 
 
-def _average_cycles(text: TextStage, *, cycles: int, run: Path, compute: Compute, seed: int, on_step: Progress) -> None:
-    """Train a finished text stage on, some cycles, and give it the mean of the weights at all ends, the first too."""
-    total = {name: tensor.double() for name, tensor in text.state_dict().items()}
-    for number in range(1, cycles + 1):
-        text.begin_cycle(number)
-        run_stage(text, folder=run / f"cycle-{number}", compute=compute, seed=seed + number, on_step=on_step)
-        for name, tensor in text.state_dict().items():
-            total[name] += tensor
-    text.load_state_dict({name: tensor / (cycles + 1) for name, tensor in total.items()})
+def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
+    """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
+    first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
+    ends = 0
+    total: dict[str, Tensor] = {}
+    for number in range(recipe.text.runs):
+        text.load_state_dict(first)
+        folder = run / ("text" if number == 0 else f"text-{number + 1}")
+        for cycle in range(recipe.text.cycles + 1):
+            text.begin(run=number, cycle=cycle)
+            seed = recipe.seed + 100 * number + cycle
+            run_stage(text, folder=folder / f"cycle-{cycle}" if cycle else folder, compute=compute, seed=seed,
+                      on_step=on_step)  # fmt: skip
+            ends += 1
+            for name, tensor in text.state_dict().items():
+                total[name] = total.get(name, 0.0) + tensor.double()
+    text.load_state_dict({name: tensor / ends for name, tensor in total.items()})
+
+
+def _make_small(branch: nn.Module) -> None:
+    """Give a branch the weights that its checkpoint will have: what learns on top, and all figures, go by these."""
+    branch.load_state_dict(widen_rows(quantise_rows(branch.state_dict())))
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -236,9 +236,7 @@ def test_a_head_that_learning_on_makes_no_better_stays_as_it_was(run: Path, data
     wild = Optimisation(epochs=1, batch_size=8, learning_rate=10.0, head_learning_rate=10.0, clip_norm=1e9)
     recipe = msgspec.structs.replace(changed(RECIPE, "heads", optimisation=wild), voice=None)
     train(recipe, data=data, run=tmp_path, device="cpu")
-    epochs = json.loads((tmp_path / "text" / "progress.json").read_text())["epochs"]
-    chosen = max(epochs, key=lambda record: record["figure"])["epoch"]
-    came = load_file(tmp_path / "text" / f"epoch-{chosen}.safetensors")
+    came = end_of(tmp_path / "text")
     head = load_checkpoint(tmp_path / "best").network.attributes["irony"]
     for name, tensor in head.state_dict().items():
         torch.testing.assert_close(tensor, came[f"heads.irony.{name}"], rtol=0, atol=float(tensor.abs().max()) / 127)
@@ -253,24 +251,34 @@ def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_p
     assert scorer.score([Item(text="j so")]).outcomes[0].modalities == ("text",)
 
 
-def test_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> None:
-    text = msgspec.structs.replace(RECIPE.text, cycles=2)
+def test_runs_and_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=2)
+    text = msgspec.structs.replace(RECIPE.text, runs=2, cycles=1, optimisation=short)
     recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
     steps: list[str] = []
     train(recipe, data=data, run=tmp_path, device="cpu", on_step=lambda name, *_: steps.append(name))
-    assert list(dict.fromkeys(steps)) == ["text", "text, cycle 1", "text, cycle 2", "fusion"]
-    parts = [next((tmp_path / name).glob("epoch-*.safetensors")) for name in ("cycle-1", "cycle-2")]
-    progress = json.loads((tmp_path / "text" / "progress.json").read_text())["epochs"]
-    chosen = max(progress, key=lambda record: record["figure"])["epoch"]
-    ends = [load_file(file) for file in (tmp_path / "text" / f"epoch-{chosen}.safetensors", *parts)]
+    parts = {
+        "text": "text",
+        "text, cycle 1": "text/cycle-1",
+        "text, run 2": "text-2",
+        "text, run 2, cycle 1": "text-2/cycle-1",
+    }
+    assert list(dict.fromkeys(steps)) == [*parts, "fusion"]
+    ends = [end_of(tmp_path / folder) for folder in parts.values()]
     ours = load_checkpoint(tmp_path / "best").network.text.state_dict()
-    assert any(len({end[f"branch.{name}"].sum().item() for end in ends}) == 3 for name in ours), "cycles learn"
+    assert any(len({end[f"branch.{name}"].sum().item() for end in ends}) == 4 for name in ours), "each learns"
     for name, tensor in ours.items():
         mean = torch.stack([end[f"branch.{name}"].double() for end in ends]).mean(0)
         torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=float(mean.abs().max()) / 127)
     before = (tmp_path / "best" / "model.safetensors").read_bytes()
     train(recipe, data=data, run=tmp_path, device="cpu")
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
+
+
+def end_of(stage: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a stage's best epoch."""
+    epochs = json.loads((stage / "progress.json").read_text())["epochs"]
+    return load_file(stage / f"epoch-{max(epochs, key=lambda record: record['figure'])['epoch']}.safetensors")
 
 
 def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
