@@ -124,6 +124,7 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
         async for event in stream.noack().events():
             record = _record(event)
             offsets.take(record)
+            await offsets.room(record)
             await intake(record)
 
 

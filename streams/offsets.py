@@ -2,9 +2,11 @@
 
 Faust commits past a record that is not acknowledged when a later one is (its consumer allows a gap of one at the
 head, and any gap before the first commit), so a record that is done waits here until all before it are. Only its place
-is kept, not what it says: behind a clip that takes its time, thousands of posts may be done.
+is kept, not what it says: behind a clip that takes its time, thousands of posts may be done. From a bound on, no more
+are taken.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,6 +16,9 @@ import msgspec
 from emostream.streams.records import Record
 
 Partition = tuple[str, int]
+
+_MOST_TAKEN = 16_384
+"""Records of a partition that are taken and not acknowledged, some 1 KB of Faust's and ours each."""
 
 
 class _Place(msgspec.Struct):
@@ -31,16 +36,23 @@ class OffsetOrder:
 
     Args:
         rebalanced: Told each time that partitions were shared out anew.
+        most_taken: Records of a partition that may be taken and not acknowledged; `room` waits while there are more.
         clock: Seconds that only go forward.
     """
 
     def __init__(
-        self, *, rebalanced: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        rebalanced: Callable[[], None] = lambda: None,
+        most_taken: int = _MOST_TAKEN,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rebalanced = rebalanced
+        self._most_taken = most_taken
         self._clock = clock
         self._taken: dict[Partition, OrderedDict[Callable[[], None], _Place]] = {}
         """By what acknowledges it: two deliveries of one record are told apart by that."""
+        self._fewer = asyncio.Event()
         self._uncommitted: dict[Partition, _Uncommitted] = {}
         self.partitions: set[Partition] = set()
 
@@ -48,6 +60,13 @@ class OffsetOrder:
         """Note that a record was taken; records of a partition come in the order of their offsets."""
         taken = self._taken.setdefault((record.topic, record.partition), OrderedDict())
         taken[record.acknowledge] = _Place(record.offset)
+
+    async def room(self, record: Record) -> None:
+        """Wait while more records of a partition are taken than may be; this one counts as taken all the while."""
+        partition = (record.topic, record.partition)
+        while len(self._taken.get(partition, ())) > self._most_taken:
+            self._fewer.clear()
+            await self._fewer.wait()
 
     def done(self, records: Sequence[Record]) -> None:
         """Note that records need nothing more, and acknowledge every record that only they held back."""
@@ -83,6 +102,7 @@ class OffsetOrder:
         for partition in partitions:
             self._uncommitted.pop(partition, None)
             self._taken.pop(partition, None)
+        self._fewer.set()
 
     @property
     def uncommitted_s(self) -> float:
@@ -95,6 +115,7 @@ class OffsetOrder:
         while taken and next(iter(taken.values())).done:
             acknowledge, place = taken.popitem(last=False)
             acknowledge()
+            self._fewer.set()
             if partition in self.partitions:  # one that was given up meanwhile is committed by another worker
                 self._await_commit(partition, place.offset)
 

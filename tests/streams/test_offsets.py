@@ -1,5 +1,7 @@
 """Whatever order records are done in, they are acknowledged in the order of their offsets, each once."""
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +105,31 @@ def test_of_a_record_delivered_again_after_a_rebalance_only_the_new_copy_is_ackn
     assert log == [(0, 0), (0, 1)]
     order.done([old[0]])
     assert log == [(0, 0), (0, 1)]
+
+
+async def test_behind_a_record_that_takes_its_time_only_so_many_are_taken() -> None:
+    order = OffsetOrder(most_taken=3)
+    records = make_records([0, 0, 0, 0, 0, 1], [])
+    for record in records[:3]:
+        order.take(record)
+        await asyncio.wait_for(order.room(record), 1)
+    order.take(records[3])
+    waiting = asyncio.create_task(order.room(records[3]))
+    order.take(records[5])
+    await asyncio.wait_for(order.room(records[5]), 1)  # another partition
+    order.done(records[1:3])
+    await asyncio.sleep(0)
+    assert not waiting.done(), "the first holds up the others"
+    order.done(records[:1])
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_nobody_waits_for_room_in_a_partition_that_is_gone() -> None:
+    order = OffsetOrder(most_taken=0)
+    (record,) = make_records([0], [])
+    order.take(record)
+    waiting = asyncio.create_task(order.room(record))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    order.revoked([("posts", 0)])
+    await asyncio.wait_for(waiting, 1)
