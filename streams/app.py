@@ -13,10 +13,11 @@ from typing import Any
 import faust
 from faust.auth import Credentials
 from faust.sensors import Monitor
+from mode.utils.queues import ThrowableQueue
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, Noticed, unpack_whatever_comes
-from emostream.streams.buffer import BufferedApp
+from emostream.streams.buffer import RecordBuffer
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
@@ -51,6 +52,23 @@ class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
             self._offsets.committed((tp.topic, tp.partition), next_offset)
 
 
+class _App(faust.App):  # type: ignore[misc]  # faust is untyped
+    """A Faust app whose topics have bounded queues, and which stops in the midst of a rebalance, too."""
+
+    def FlowControlQueue(self, maxsize: int | None = None, *, clear_on_resume: bool = False) -> ThrowableQueue:
+        """Return a queue; Faust asks for those of topics with `clear_on_resume`."""
+        if clear_on_resume:
+            return RecordBuffer(self)
+        return super().FlowControlQueue(maxsize)
+
+    def _on_rebalance_when_stopped(self) -> None:
+        """Take part in the rebalance all the same.
+
+        Faust would close its client here: what a stopping worker still answers could not be committed, nor its group
+        be left (docs/decisions/0006).
+        """
+
+
 def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: OffsetOrder, scratch: Path) -> faust.App:
     """Build the Faust app; `start` and `stop` it like any service.
 
@@ -64,7 +82,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
     access = settings.kafka_access
     unpack_whatever_comes()
     logging.getLogger("faust.transport.drivers.aiokafka").addFilter(_count_what_is_waited_for)
-    app = BufferedApp(
+    app = _App(
         settings.group,
         broker=[f"kafka://{address}" for address in access.servers],
         broker_credentials=_credentials(access),

@@ -18,16 +18,6 @@ _MOST_BYTES = 32 * 2**20
 _RESUME_AT = 0.75
 
 
-class BufferedApp(faust.App):  # type: ignore[misc]  # faust is untyped
-    """A Faust app whose topics have such queues."""
-
-    def FlowControlQueue(self, maxsize: int | None = None, *, clear_on_resume: bool = False) -> ThrowableQueue:
-        """Return a queue; Faust asks for those of topics with `clear_on_resume`."""
-        if clear_on_resume:
-            return RecordBuffer(self)
-        return super().FlowControlQueue(maxsize)
-
-
 class RecordBuffer(ThrowableQueue):  # type: ignore[misc]  # mode is untyped
     """A queue of events; whoever puts never waits.
 

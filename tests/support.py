@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kafka import KafkaAdminClient
 from pydantic import SecretStr
 
+from emostream.connectors.connecting import connect
 from emostream.connectors.messages import Post, encode_post
 from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
@@ -283,6 +285,15 @@ def collect_answers(settings: Settings, ids: set[str], *, within_s: float = ANSW
 
     received = collect(settings, lambda so_far: ids <= keys(so_far), within_s=within_s)
     return [record for record in received if record.key and record.key.decode() in ids]
+
+
+def group_members(settings: Settings) -> int:
+    """Return how many workers Kafka takes for members of the group."""
+    admin = connect(KafkaAdminClient, settings.kafka_access)
+    try:
+        return len(admin.describe_groups([settings.group])[settings.group]["members"])
+    finally:
+        admin.close()
 
 
 def await_true(condition: Callable[[], bool], *, within_s: float, what: Callable[[], str] = lambda: "") -> None:

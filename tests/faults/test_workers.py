@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from accounts import FULL, NoteRow, Traffic, counted, settle, sized
-from kafka import KafkaAdminClient
-from support import Broker, await_true, running_worker
+from support import Broker, await_true, group_members, running_worker
 
-from emostream.connectors.connecting import connect
 from emostream.streams.settings import Settings
 
 
@@ -31,15 +29,6 @@ def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: 
     assert counted(settings) == count, "each id counts once"
 
 
-def members(settings: Settings) -> int:
-    """Return how many workers Kafka takes for members of the group."""
-    admin = connect(KafkaAdminClient, settings.kafka_access)
-    try:
-        return len(admin.describe_groups([settings.group])[settings.group]["members"])
-    finally:
-        admin.close()
-
-
 def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
     with Traffic(settings, int(sized(5_000, 600))) as traffic:
         with running_worker(settings, tmp_path / "first") as first:
@@ -48,7 +37,7 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
             code = first.end(signal.SIGTERM)
             took_s = time.monotonic() - started
         if broker.name == "kafka":  # kafka-python cannot read what the embedded one says of a group
-            assert members(settings) == 0, "it left the group"
+            assert group_members(settings) == 0, "it left the group"
         with running_worker(settings, tmp_path / "second"):
             ledger = traffic.settle(within_s=sized(900, 240))
     account = note_row("worker told to stop (SIGTERM)", broker.name, ledger, f"it left after {took_s:.1f} s")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.consumer.subscription_state import SubscriptionState
+from support import Broker, group_members
 
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.streams import app as app_module
@@ -152,3 +153,24 @@ async def test_an_outage_of_hours_is_survived(
             await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
         finally:
             await second.app.stop()
+
+
+async def test_a_worker_stops_while_another_leaves(settings: Settings, broker: Broker, tmp_path: Path) -> None:
+    """One is told to stop and still answers what it took when the other is gone, and the group shares out anew."""
+    async with running(settings, tmp_path / "first") as first:
+        async with running(settings, tmp_path / "second") as second:
+            await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
+            await publish(settings, settings.posts_topic, [b"a post"] * 1000)
+            await eventually(lambda: bool(first.posts.taken and second.posts.taken))
+            stopping = asyncio.create_task(first.app.stop())
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(2.5)  # two heartbeats: it knows by then
+        first.end_outage()
+        async with asyncio.timeout(30):
+            await stopping
+    if broker.name == "kafka":  # kafka-python cannot read what the embedded one says of a group
+        assert group_members(settings) == 0, "both left it"
+    async with running(settings, tmp_path / "third") as third:
+        third.end_outage()
+        await eventually(lambda: len(first.posts.taken | second.posts.taken | third.posts.taken) == 1000)
+    assert not first.posts.taken & third.posts.taken, "what it answered is committed"
