@@ -75,7 +75,7 @@ class SinkUnavailable(SinkError):
 
 
 class RecordRefused(SinkError):
-    """Some records of a write can never be written; `positions` says which, all others are."""
+    """Some records of a write can never be written; `positions` says which."""
 
     reason = "record_refused"
 

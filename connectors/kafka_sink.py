@@ -66,29 +66,25 @@ class KafkaWriter:
 
         Raises:
             SinkUnavailable: Some are not confirmed.
-            RecordRefused: Some are larger than a request, or a record of this topic, may be; all others are confirmed.
+            RecordRefused: Some are larger than a request, or a record of this topic, may be.
         """
         producer = await self._ready()
         outcomes = await self._deliver(producer, records)
-        # A broker refuses a whole request for one record in it: alone, each shows whether it is the one. By another
-        # producer, since the sequence numbers of what was refused are missing from the last one's.
-        suspects = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, MessageSizeTooLargeError)]
-        was_refused = True
-        for at in suspects:
-            if was_refused:
-                await self._drop(producer)
-                producer = await self._ready()
-            (outcomes[at],) = await self._deliver(producer, [records[at]])
-            was_refused = isinstance(outcomes[at], MessageSizeTooLargeError)
-        faults = {at: outcome for at, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)}
-        if not faults:
-            return
-        await self._drop(producer)
-        for fault in faults.values():
-            if not isinstance(fault, MessageSizeTooLargeError):
-                raise SinkUnavailable(f"{self._topic}: {fault!r}") from fault
-        refused = list(faults)
-        raise RecordRefused(refused, f"{self._topic}: {faults[refused[0]]!r}") from faults[refused[0]]
+        too_large = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, MessageSizeTooLargeError)]
+        if too_large:
+            # A broker refuses a whole request for one record in it: alone, each shows whether it is the one. By another
+            # producer, since the sequence numbers of what was refused are missing from this one's.
+            await self._drop(producer)
+            producer = await self._ready()
+        for position in too_large:
+            (outcomes[position],) = await self._deliver(producer, [records[position]])
+        if refused := [at for at in too_large if isinstance(outcomes[at], MessageSizeTooLargeError)]:
+            await self._drop(producer)
+            raise RecordRefused(refused, f"{self._topic}: {outcomes[refused[0]]!r}") from outcomes[refused[0]]
+        faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if faults:
+            await self._drop(producer)
+            raise SinkUnavailable(f"{self._topic}: {faults[0]!r}") from faults[0]
 
     async def close(self) -> None:
         """Flush and let go of the connection."""
@@ -200,11 +196,11 @@ class KafkaDeadLetters:
                 await self._writer.write([(letter.key, _value(letter), letter.headers) for letter in pending])
                 return
             except RecordRefused as refused:
-                pending = [pending[position] for position in refused.positions]
-                for letter in pending:
+                for position in refused.positions:
+                    letter = pending[position]
                     if letter.why.whole_bytes is not None and len(letter.value or b"") < _LEAST_KEPT_BYTES:
                         raise SinkUnavailable(f"{refused}; raise its max.message.bytes") from refused
-                pending = [_cut(letter) for letter in pending]
+                    pending[position] = _cut(letter)
 
     async def close(self) -> None:
         """Flush and let go of the connection."""

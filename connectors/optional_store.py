@@ -38,7 +38,7 @@ class OptionalStore:
         """Write answers, or skip them.
 
         Raises:
-            RecordRefused: The answers at `positions` can never be written; all others are stored.
+            RecordRefused: The answers at `positions` can never be written.
         """
         if self._clock() < self._away_until_s:
             self._skipped(len(answers))

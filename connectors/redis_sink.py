@@ -114,7 +114,7 @@ class RedisSink:
 
         Raises:
             SinkUnavailable: Redis is away, or refuses to write.
-            RecordRefused: The keys of some answers hold something of another type; all others are stored.
+            RecordRefused: The key of an answer holds something of another type.
         """
         try:
             if not self._digest:
@@ -174,10 +174,10 @@ class RedisSink:
         pipeline = self._redis.pipeline(transaction=False)
         for answer in answers:
             pipeline.evalsha(self._digest, 4, *self._keys(answer.emotion), *self._arguments(answer))
-        refused = [position for position, stored in enumerate(await pipeline.execute()) if stored == _REFUSED]
-        if refused:
-            key, *_, half = self._keys(answers[refused[0]].emotion)
-            raise RecordRefused(refused, f"Redis: the key {key!r} or {half!r} is no hash")
+        for position, stored in enumerate(await pipeline.execute()):
+            if stored == _REFUSED:
+                key, *_, half = self._keys(answers[position].emotion)
+                raise RecordRefused([position], f"Redis: the key {key!r} or {half!r} is no hash")
 
     def _keys(self, emotion: Emotion) -> tuple[str, str, str, str]:
         minute = emotion.ingested_at.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M")

@@ -68,7 +68,7 @@ class AnswerSink(Protocol):
 
         Raises:
             SinkUnavailable: Some may be missing; write all of them again.
-            RecordRefused: The answers at `positions` can never be written; all others are safe.
+            RecordRefused: The answers at `positions` can never be written; some others may be missing.
         """
 
     async def close(self) -> None:

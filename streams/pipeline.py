@@ -277,15 +277,17 @@ class Pipeline:
         self, sink: AnswerSink, answers: list[tuple[Item, Answer]], letters: dict[Record, DeadLetter]
     ) -> list[tuple[Item, Answer]]:
         """Write answers to a sink, and return those that it took; the others' records become dead letters."""
-        try:
-            await self._write(sink, [answer for _, answer in answers])
-            return answers
-        except RecordRefused as refused:
-            fault = Unscorable(refused.reason, str(refused))
-            for position in refused.positions:
-                item, _ = answers[position]
-                letters.update({record: to_dead_letter(record, fault) for record in item.records})
-            return [pair for position, pair in enumerate(answers) if position not in refused.positions]
+        left = answers
+        while True:
+            try:
+                await self._write(sink, [answer for _, answer in left])
+                return left
+            except RecordRefused as refused:
+                fault = Unscorable(refused.reason, str(refused))
+                for position in refused.positions:
+                    item, _ = left[position]
+                    letters.update({record: to_dead_letter(record, fault) for record in item.records})
+                left = [pair for position, pair in enumerate(left) if position not in refused.positions]
 
     async def _write(self, sink: Writes[T], records: Sequence[T]) -> None:
         """Write to a sink, again and again until it is safe there."""
