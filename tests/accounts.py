@@ -21,6 +21,9 @@ from emostream.streams.settings import Settings
 FULL = os.environ.get("EMOSTREAM_FAULTS") == "full"
 """Whether rows run at their full size (`make test-faults`); else in the smaller one that CI takes."""
 
+ROW_S = 900.0 if FULL else 240.0
+"""Longest time until every record of a row is accounted for, on a machine that is busy with other rows."""
+
 FAULT = "fault"
 """Name of the property of a test's report that is a row of the table."""
 

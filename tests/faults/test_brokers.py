@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from accounts import NoteRow, Traffic, counted, sized
+from accounts import ROW_S, NoteRow, Traffic, counted, sized
 from faulty import Cluster, Wire, running_cluster
 from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, running_worker
 
@@ -46,7 +46,7 @@ def test_restarted(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: 
             cluster.stop(kill=kill)
             cluster.start()
             time.sleep(sized(5, 1))
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         assert worker.process.poll() is None
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
@@ -62,7 +62,7 @@ def test_gone(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: Path)
         cluster.stop(kill=True)
         time.sleep(away_s)
         cluster.start()
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
         assert not sized(1, 0) or worker.metric("emostream_sink_errors_total") > 0, "an outage shows"
@@ -83,7 +83,7 @@ def test_one_of_three_killed(stack: Stack, note_row: NoteRow, tmp_path: Path) ->
                 time.sleep(sized(15, 4))
                 cluster.start()
                 time.sleep(sized(10, 0))
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
             await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
             await_true(lambda: counted(settings) == len(traffic.posts), within_s=60)
     note_row("one of three brokers killed, then back", "kafka", ledger)
@@ -118,7 +118,7 @@ def test_hangs(
         pause()
         time.sleep(hangs_s)
         resume()
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
     note_row(f"broker hangs (SIGSTOP) for {hangs_s:.0f} s", broker.name, ledger)
@@ -134,7 +134,7 @@ def test_cut_off(stack: Stack, note_row: NoteRow, tmp_path: Path, wired_broker: 
         wire.cut()
         time.sleep(2.5 * settings.session_timeout_s)
         wire.mend()
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
     note_row("connection cut for longer than the session timeout", broker.name, ledger)

@@ -6,7 +6,7 @@ import signal
 import uuid
 from pathlib import Path
 
-from accounts import NoteRow, Traffic, sized
+from accounts import ROW_S, NoteRow, Traffic, sized
 from support import Broker, RunningWorker, await_true, running_worker, with_broken_model
 
 from emostream.model.checkpoint import SHIPPED
@@ -23,7 +23,7 @@ def test_killed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow)
             await_true(lambda least=answered: worker.metric("emostream_answers_total") > least, within_s=60)
             await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)  # else the one that starts is killed
             os.kill(worker.gpu_worker(), signal.SIGKILL)
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
     assert worker.metric("emostream_gpu_worker_restarts_total", cause="died") - died == kills
     assert worker.process.poll() is None
     account = note_row("GPU worker killed (SIGKILL)", broker.name, ledger)
@@ -35,7 +35,7 @@ def test_hangs_past_the_deadline(settings: Settings, broker: Broker, note_row: N
     with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, int(sized(2_000, 300))) as traffic:
         await_true(lambda: worker.metric("emostream_answers_total") > 0, within_s=60)
         os.kill(worker.gpu_worker(), signal.SIGSTOP)
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         assert worker.metric("emostream_gpu_worker_restarts_total", cause="deadline") >= 1
     account = note_row("GPU worker hangs (SIGSTOP) past its deadline", broker.name, ledger)
     assert account.dead_letters == 0
@@ -48,7 +48,7 @@ def test_runs_out_of_memory(settings: Settings, broker: Broker, note_row: NoteRo
     with running_worker(settings, tmp_path / "log", environment=environment) as worker:
         switch.touch()
         with Traffic(settings, int(sized(5_000, 400))) as traffic:
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
         halved = worker.metric("emostream_out_of_memory_total")
         assert worker.metric("emostream_gpu_worker_restarts_total") == 0
     account = note_row("device out of memory", broker.name, ledger, f"passes halved {halved:.0f} times, for good")
@@ -70,7 +70,7 @@ def test_cannot_start_again(settings: Settings, broker: Broker, note_row: NoteRo
         await_true(lambda: "next try in 1.0 s" in worker.log.read_text(), within_s=90)
         assert worker.get("/readyz")[0] == 503
         weights.write_bytes(sound)
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
         tries = said_why(worker)
     note_row("weights broken while it runs", broker.name, ledger, f"{tries} starts failed, with pauses")
     assert tries >= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accounts import CLIPS, Ledger, NoteRow, Traffic, read_to_the_end, settle, sized
+from accounts import CLIPS, ROW_S, Ledger, NoteRow, Traffic, read_to_the_end, settle, sized
 from aiokafka import AIOKafkaProducer
 from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as hypothesis_settings
@@ -34,7 +34,7 @@ def test_poison(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path:
     environment = {"PYTHONPATH": with_broken_model()}
     with running_worker(settings, tmp_path / "log", environment=environment) as worker:
         with Traffic(settings, count, clip_every=0, text=text) as traffic:
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
         assert worker.metric("emostream_gpu_worker_restarts_total") == 0
     account = note_row(f"one post in {every} makes the model raise", broker.name, ledger)
     assert {id_ for _, id_ in ledger.dead} == {traffic.posts[number] for number in poisoned}
@@ -140,7 +140,7 @@ def test_malformed(shared_worker: RunningWorker, broker: Broker, note_row: NoteR
         for number, clip in enumerate(clips):
             producer.publish(settings.clips_topic, key=f"{run}-clip-{number}", value=clip)
         producer.flush()
-    await_true(lambda: handled(worker) - before >= len(posts) + len(clips), within_s=sized(900, 240))
+    await_true(lambda: handled(worker) - before >= len(posts) + len(clips), within_s=ROW_S)
     assert worker.metric("emostream_gpu_worker_restarts_total") == restarts
     keys = [f"{run}-post-{number}" for number in range(len(posts))]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accounts import NoteRow, Traffic, counted, settle, sized
+from accounts import ROW_S, NoteRow, Traffic, counted, settle, sized
 from faulty import Cluster, running_cluster
 from support import (
     KAFKA_SCRIPT,
@@ -53,7 +53,7 @@ def test_an_answer_too_large(cluster: Cluster, own: Settings, note_row: NoteRow,
     posts = [*small[:100], *large, *small[100:]]
     with running_worker(own, tmp_path / "log"):
         publish(own, posts)
-        ledger = settle(own, {post.id for post in posts}, within_s=sized(900, 240))
+        ledger = settle(own, {post.id for post in posts}, within_s=ROW_S)
     account = note_row("`emotions` refuses: message too large", "kafka", ledger)
     assert account.dead_letters == len(large)
     assert account.duplicates <= len(small), "what stands beside a large one may be written twice, not again and again"
@@ -70,7 +70,7 @@ def test_a_topic_that_is_gone(cluster: Cluster, own: Settings, note_row: NoteRow
         with Traffic(own, int(sized(2_000, 200)), name="during") as during:
             await_true(lambda: worker.metric("emostream_sink_errors_total", sink="kafka") > 0, within_s=90)
             create_topics(own.kafka_access, [own.emotions_topic], partitions=PARTITIONS, replication=-1)
-            ledger = during.settle(within_s=sized(900, 240))
+            ledger = during.settle(within_s=ROW_S)
     note_row("`emotions` refuses: topic missing, then there again", "kafka", ledger)
 
 
@@ -107,6 +107,6 @@ def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> No
                 await_true(lambda: worker.metric("emostream_sink_errors_total", sink="kafka") > 0, within_s=60)
                 assert worker.metric("emostream_answers_total") == 0
                 cluster.tool("kafka-acls", "--remove", "--force", *rule, "--topic", settings.emotions_topic)
-                ledger = traffic.settle(within_s=sized(900, 240))
+                ledger = traffic.settle(within_s=ROW_S)
             await_true(lambda: counted(settings) == count, within_s=30)
     note_row("`emotions` refuses: not authorised, then authorised", "kafka", ledger)

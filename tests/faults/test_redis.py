@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from accounts import NoteRow, Traffic, counted, sized
+from accounts import ROW_S, NoteRow, Traffic, counted, sized
 from faulty import BreakableRedis, Wire, resident_mib
 from redis import Redis
 from support import Broker, RunningWorker, await_true, running_worker
@@ -73,7 +73,7 @@ def test_away_and_back(settings: Settings, broker: Broker, redis: BreakableRedis
                 fault(redis, away_s)
                 behind = len(traffic.posts) - (worker.metric("emostream_answers_total") - answered)
                 grown_mib = resident_mib(worker.process.pid) - mib
-                ledger = traffic.settle(within_s=sized(900, 240))
+                ledger = traffic.settle(within_s=ROW_S)
             note_row(
                 f"Redis {name} for {away_s:.0f} s", broker.name, ledger,
                 f"{behind:.0f} posts behind when it was back; memory grew by {grown_mib:.0f} MiB",
@@ -106,9 +106,9 @@ def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_ro
         ):
             await_true(worker.answers_some, within_s=60)
             first_mib = resident_mib(worker.process.pid)
-            await_true(lambda: worker.metric("emostream_answers_total") > count / 2, within_s=sized(900, 240))
+            await_true(lambda: worker.metric("emostream_answers_total") > count / 2, within_s=ROW_S)
             half_mib = resident_mib(worker.process.pid)
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
             last_mib = resident_mib(worker.process.pid)
             wire.delay_s = 0.0  # counting asks for every key
             await_true(lambda: counted(settings) == count, within_s=60)
@@ -129,7 +129,7 @@ def test_not_waited_for(
     with running_worker(settings, tmp_path / "log") as worker:
         redis.stop()
         with Traffic(settings, int(sized(3_000, 300))) as traffic:
-            ledger = traffic.settle(within_s=sized(900, 240))  # answered while it is away
+            ledger = traffic.settle(within_s=ROW_S)  # answered while it is away
         # Kafka has an answer before Redis is tried, so the last batch is counted a moment after it is read.
         await_true(lambda: worker.metric("emostream_skipped_answers_total") >= len(traffic.posts), within_s=30)
         skipped = worker.metric("emostream_skipped_answers_total")

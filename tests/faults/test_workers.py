@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from accounts import FULL, NoteRow, Traffic, counted, settle, sized
+from accounts import FULL, ROW_S, NoteRow, Traffic, counted, settle, sized
 from support import Broker, await_true, group_members, running_worker
 
 from emostream.streams.settings import Settings
@@ -23,7 +23,7 @@ def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: 
                 time.sleep(chance.uniform(0.0, sized(6, 1.5)))
                 worker.end(signal.SIGKILL)
         with running_worker(settings, tmp_path / "last"):
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
             await_true(lambda: counted(settings) >= count, within_s=30)
     note_row(f"worker killed (SIGKILL) at {kills} random moments", broker.name, ledger)
     assert counted(settings) == count, "each id counts once"
@@ -39,7 +39,7 @@ def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp
         if broker.name == "kafka":  # kafka-python cannot read what the embedded one says of a group
             assert group_members(settings) == 0, "it left the group"
         with running_worker(settings, tmp_path / "second"):
-            ledger = traffic.settle(within_s=sized(900, 240))
+            ledger = traffic.settle(within_s=ROW_S)
     account = note_row("worker told to stop (SIGTERM)", broker.name, ledger, f"it left after {took_s:.1f} s")
     assert code == 0
     assert took_s < settings.stop_grace_s
@@ -60,7 +60,7 @@ def test_a_second_worker_joins_and_leaves(
         ):
             await_true(second.answers_some, within_s=60)
             assert second.end() == 0
-        ledger = settle(settings, before.posts + after.posts, before.clips + after.clips, within_s=sized(900, 240))
+        ledger = settle(settings, before.posts + after.posts, before.clips + after.clips, within_s=ROW_S)
         assert first.process.poll() is None
     note_row("a second worker joins and leaves", broker.name, ledger)
 
@@ -74,5 +74,5 @@ def test_one_of_three_workers_is_killed(settings: Settings, broker: Broker, note
         await_true(lambda: at_work(worker.answers_some() for worker in workers), within_s=120)
         victim = next(worker for worker in workers if worker.answers_some())
         victim.end(signal.SIGKILL)
-        ledger = traffic.settle(within_s=sized(900, 240))
+        ledger = traffic.settle(within_s=ROW_S)
     note_row("one of three workers killed", broker.name, ledger)
