@@ -31,6 +31,11 @@ _LONGEST_OUTAGE_S = 30 * 24 * 3600.0
 """A worker that fetches nothing for longer than this leaves its group, and Faust never joins again: with the 1,000 s
 that it has otherwise, a Redis that is away for a quarter of an hour would be the end."""
 
+_NEVER_SLOW_S = _LONGEST_OUTAGE_S
+"""From when on Faust calls a partition that is not fetched, or not committed, slow: several times a second, with
+thirteen lines each. A topic that is not read on while its queue is full is none of its business; what waits, and for
+how long, is in the metrics."""
+
 _REBALANCE_TIMEOUT_S = 60.0
 """Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
 
@@ -95,6 +100,8 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         broker_max_poll_interval=_LONGEST_OUTAGE_S,
         broker_max_poll_records=_RECORDS_AT_ONCE,
         broker_commit_interval=settings.commit_interval_s,
+        broker_commit_livelock_soft_timeout=_NEVER_SLOW_S,
+        stream_processing_timeout=_NEVER_SLOW_S,
         consumer_auto_offset_reset="earliest",
         topic_disable_leader=True,
         topic_allow_declare=False,

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from emostream.streams.frames import (
     encode_frame,
     frame_length,
 )
+from emostream.streams.turns import Turns
 
 if TYPE_CHECKING:
     from emostream.model.scorer import EmotionScorer
@@ -134,19 +136,24 @@ def _raising(error: Exception) -> Steps:
 def _compute_in_turn(
     scorer: "EmotionScorer", parent: socket.socket, lanes: dict[Lane, _LaneQueue], arrival: threading.Semaphore
 ) -> None:
-    """Give each lane a step of its batch in turn, for ever; wait while no lane has one."""
+    """Take steps of the lanes' batches for ever, now of one and now of the other; wait while none has a batch."""
     under_way: dict[Lane, tuple[int, Steps]] = {}
+    turns = Turns()
     while True:
         for lane, waiting in lanes.items():
             if lane not in under_way and (ready := waiting.next_ready()) is not None:
                 under_way[lane] = ready
-            if lane in under_way:
-                said = _step(scorer, *under_way[lane]) or Sign(lane)
-                parent.sendall(encode_frame(said))
-                if not isinstance(said, Sign):
-                    del under_way[lane]
+                turns.begin(lane)
         if not under_way:
             arrival.acquire()
+            continue
+        lane, started_s = turns.next_of(under_way), time.perf_counter()
+        said = _step(scorer, *under_way[lane]) or Sign(lane)
+        turns.pay(lane, time.perf_counter() - started_s)
+        parent.sendall(encode_frame(said))
+        if not isinstance(said, Sign):
+            del under_way[lane]
+            turns.end(lane)
 
 
 def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fault | None:

@@ -212,12 +212,13 @@ class Traffic:
 
 
 def capacity(worker: RunningWorker, count: int, *, clip_every: int = 0) -> float:
-    """Return how many posts a second it answers from a backlog."""
-    before = worker.metric("emostream_answers_total")
-    with Traffic(worker.settings, count, name=f"backlog-{uuid.uuid4().hex[:8]}", clip_every=clip_every):
+    """Return how many posts a second it answers from a backlog, and hears the clips of."""
+    answers, taken = (worker.metric(name) for name in ("emostream_answers_total", "emostream_records_in_total"))
+    with Traffic(worker.settings, count, name=f"backlog-{uuid.uuid4().hex[:8]}", clip_every=clip_every) as traffic:
         pass
-    started, so_far = time.monotonic(), worker.metric("emostream_answers_total") - before
-    await_true(lambda: worker.metric("emostream_answers_total") - before >= count, within_s=120)
+    started, so_far = time.monotonic(), worker.metric("emostream_answers_total") - answers
+    records = taken + len(traffic.posts) + len(traffic.clips)
+    await_true(lambda: worker.metric("emostream_records_in_total") >= records and worker.idle(), within_s=300)
     return (count - so_far) / max(0.5, time.monotonic() - started)
 
 

@@ -142,7 +142,8 @@ class RunningWorker:
 
     def idle(self) -> bool:
         """Say whether nothing waits in it or is under way: what it has answered is in Redis, and counted."""
-        return self.metric("emostream_join_waiting") == self.metric("emostream_batches_in_flight") == 0
+        names = ("emostream_join_waiting", "emostream_queued_items", "emostream_batches_in_flight")
+        return not any(map(self.metric, names))
 
     def end(self, number: signal.Signals = signal.SIGTERM, *, within_s: float = 60.0) -> int:
         """Send a signal, and return the exit code."""

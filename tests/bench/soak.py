@@ -87,7 +87,7 @@ def main() -> None:
         create_topics(settings.kafka_access, settings.topics, partitions=4, replication=-1)
         with running_worker(settings, Path(folder) / "log") as worker:
             capacity(worker, 300, clip_every=10)  # warm-up
-            rate = options.load * capacity(worker, 1_500, clip_every=10)
+            rate = options.load * capacity(worker, 3_000, clip_every=10)
             console.print(f"{rate:.0f} posts a second, {options.load:.0%} of what this worker can do")
             looks = []
             with (
@@ -99,7 +99,8 @@ def main() -> None:
                     looks.append(look(worker))
                     time.sleep(_LOOK_S)
                     progress.advance(task, _LOOK_S)
-            account = traffic.settle().account
+            account = traffic.settle(within_s=600).account
+            log_lines = worker.log.read_text().count("\n")
             restarts = worker.metric("emostream_gpu_worker_restarts_total")
             rebalances = worker.metric("emostream_rebalances_total")
     size = len(looks) // _STRETCHES
@@ -109,7 +110,10 @@ def main() -> None:
         table.add_row(f"{number * options.minutes / _STRETCHES:.0f}", *(f"{value:.0f}" for value in row))
     table.add_row("last : second", *(f"{last / second:.2f}" for second, last in zip(rows[1], rows[-1], strict=True)))
     console.print(table)
-    console.print(f"{account}, restarts of the model's process: {restarts:.0f}, rebalances: {rebalances:.0f}")
+    console.print(account)
+    console.print(
+        f"restarts of the model's process: {restarts:.0f}, rebalances: {rebalances:.0f}, log: {log_lines} lines"
+    )
     grown = [name for name, second, last in zip(_MOST, rows[1], rows[-1], strict=True) if last > _MOST[name] * second]
     if account.lost or restarts or grown:
         sys.exit(f"records lost: {account.lost}; restarts: {restarts:.0f}; not flat: {', '.join(grown) or 'nothing'}")
