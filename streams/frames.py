@@ -11,8 +11,8 @@ import msgspec
 from emostream.model.samples import BatchOutcome, ModelInfo, Query
 
 Lane = Literal["texts", "clips"]
-"""Batches of texts, which take milliseconds each, and batches with clips, which may take seconds: the GPU worker takes
-them in turn, so that texts never wait behind a minute of speech."""
+"""Batches of texts, which take milliseconds each, and batches with clips, which may take seconds: the GPU worker
+computes now some of these and now some of those, so that texts never wait behind a minute of speech."""
 
 LANES: tuple[Lane, ...] = ("texts", "clips")
 
