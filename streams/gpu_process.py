@@ -1,8 +1,8 @@
 """The GPU worker's process: owns the device, scores batches. Started by `gpu_worker`, never imported by it.
 
 Batches come in two lanes, texts and clips; each is answered in order. A thread reads requests, another makes the next
-batch ready while the main thread has the device compute, now a batch of texts, now a few seconds of audio (`turns`). The
-process ends when the socket to its parent closes, whatever it is doing.
+batch ready while the main thread has the device compute, now a batch of texts, now a few seconds of audio (`turns`).
+The process ends when the socket to its parent closes, whatever it is doing.
 """
 
 import logging

@@ -33,9 +33,9 @@ _DEATHS_BEFORE_SPLIT = 2
 on. Each time it had scored its warm-up items before, so the device is sound."""
 
 _BATCHES_SCORED = 2
-"""Batches of a lane that are with the GPU worker beside a GPU: one is computed while the next is made ready. What comes
-meanwhile is better off in the batcher, where it joins a fuller batch than in a row of small ones; so on a CPU, which
-would do both, there is but one."""
+"""Batches of a lane that are with the GPU worker: one is computed while the next is made ready, or is there when the
+lane's turn comes. What comes meanwhile is better off in the batcher, where it joins a fuller batch than in a row of
+small ones; so of texts, where a CPU is to make them ready and to compute them, there is but one."""
 
 _PATIENCE_S = 15.0
 """A write that is not confirmed for so long is counted as an error, and waited for: Kafka's producer tries for ever."""
@@ -155,7 +155,7 @@ class Pipeline:
 
     async def run(self, lane: Lane, batcher: Batcher, *, batches_in_flight: int) -> None:
         """Carry a lane's batches until cancelled, several at a time, so that one is scored while others are written."""
-        scored = 1 if self._model.device == "cpu" else _BATCHES_SCORED
+        scored = 1 if lane == "texts" and self._model.device == "cpu" else _BATCHES_SCORED
         slots, scoring = asyncio.Semaphore(batches_in_flight), asyncio.Semaphore(scored)
         async with asyncio.TaskGroup() as carriers:
             while True:

@@ -18,7 +18,7 @@ _BEHIND_S = 30.0
 """A lane that has had work for so long without a break is behind, and pays no more than others do until it has caught
 up: half of the time is its own."""
 
-_BREAK_S = 0.1
+_BREAK_S = 1.0
 """A lane without work for less than this just waits for its next batch."""
 
 

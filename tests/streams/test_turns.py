@@ -45,7 +45,7 @@ def test_a_burst_of_clips_gets_a_quarter_and_clips_that_are_behind_get_half(text
     device.run(10, texts_s=texts_s, clips_s=0.02)
     assert device.run(60, texts_s=texts_s, clips_s=0.02) == pytest.approx(1 / 2, abs=0.05)
     # They catch up, and are no longer behind.
-    device.run(1, texts_s=texts_s, clips_s=0)
+    device.run(2, texts_s=texts_s, clips_s=0)
     assert device.run(25, texts_s=texts_s, clips_s=0.02) == pytest.approx(1 / 4, abs=0.05)
 
 
