@@ -3,7 +3,8 @@
 aiokafka 0.14 raises before anyone sees a record when a header's name is no UTF-8 or a batch cannot be unpacked, and
 then again at every attempt: one hand-made record would end every worker that reads its partition. Here a name is shown
 as far as it goes, and what cannot be unpacked comes as records without key and value that say why. Brokers bound what
-was sent, which may unpack to a thousand times as much: values are cut to what a request may have.
+was sent, which may unpack to a thousand times as much: values are cut to what a request may have, and a record with
+a key and headers larger than that counts as one that cannot be unpacked.
 """
 
 import logging
@@ -96,18 +97,27 @@ class _ForgivingBatch:
         except Exception as error:  # noqa: BLE001  # codecs raise what they like; nothing a stranger sent ends the worker
             _log.error("offsets %d to %d cannot be unpacked: %r", self._fast.base_offset, self._fast.next_offset, error)
             return [
-                _Unpacked(offset, self._fast.max_timestamp, 0, None, None, [(UNREADABLE, repr(error).encode())])
+                _unreadable(offset, self._fast.max_timestamp, 0, repr(error))
                 for offset in range(self._fast.base_offset, self._fast.next_offset)
             ]
 
 
 def _bounded(record: Any) -> Any:
-    """Return a record whose value is no larger than a request may be."""
+    """Return a record whose value, and key and headers together, are no larger than a request may be."""
+    named_bytes = len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
+    if named_bytes > MOST_REQUEST_BYTES:
+        why = f"key and headers have {named_bytes} bytes"
+        return _unreadable(record.offset, record.timestamp, record.timestamp_type, why)
     if record.value is None or len(record.value) <= MOST_REQUEST_BYTES:
         return record
     headers = [*record.headers, (WHOLE_BYTES, str(len(record.value)).encode())]
     value = record.value[:MOST_REQUEST_BYTES]
     return _Unpacked(record.offset, record.timestamp, record.timestamp_type, record.key, value, headers)
+
+
+def _unreadable(offset: int, timestamp: int, timestamp_type: int, why: str) -> _Unpacked:
+    """Return what stands for a record that cannot be read."""
+    return _Unpacked(offset, timestamp, timestamp_type, None, None, [(UNREADABLE, why.encode())])
 
 
 class _PatientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # meant to be final: nobody else has its parser

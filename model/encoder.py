@@ -33,7 +33,7 @@ _OVERLAP_PARTS = 8
 
 
 def load_pretrained_encoder(name_or_folder: str) -> RobertaModel:
-    """Load a RoBERTa- or BERT-family encoder in float32, without its pooler.
+    """Load a RoBERTa- or BERT-family encoder in float32, without its pooler; its weights must be safetensors.
 
     Args:
         name_or_folder: A folder in the layout of transformers, or a name on the Hugging Face hub.
@@ -48,7 +48,9 @@ def load_pretrained_encoder(name_or_folder: str) -> RobertaModel:
             raise RecipeError(
                 f"encoder {name_or_folder!r} is of the family {family!r}; BERT and RoBERTa encoders fit here"
             )
-        pretrained = AutoModel.from_pretrained(name_or_folder, dtype=torch.float32, add_pooling_layer=False)
+        pretrained = AutoModel.from_pretrained(
+            name_or_folder, dtype=torch.float32, add_pooling_layer=False, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise RecipeError(f"encoder {name_or_folder!r} cannot be loaded: {error}") from error
     if family == "bert":

@@ -18,7 +18,9 @@ from mode.utils.queues import ThrowableQueue
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, Noticed, unpack_whatever_comes
 from emostream.streams.buffer import RecordBuffer
+from emostream.streams.errors import StreamError
 from emostream.streams.offsets import OffsetOrder
+from emostream.streams.rebalancing import Tables, Transport
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
@@ -66,6 +68,9 @@ class _App(faust.App):  # type: ignore[misc]  # faust is untyped
             return RecordBuffer(self)
         return super().FlowControlQueue(maxsize)
 
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
     def _on_rebalance_when_stopped(self) -> None:
         """Take part in the rebalance all the same.
 
@@ -107,6 +112,7 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         topic_allow_declare=False,
         web_enabled=False,
         datadir=str(scratch),
+        TableManager=Tables,
         monitor=CommitMonitor(offsets),
     )
     for name, intake in ((settings.posts_topic, posts), (settings.clips_topic, clips)):
@@ -149,16 +155,18 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
         async for event in stream.noack().events():
             record = _record(event)
             offsets.take(record)
-            await offsets.room(record)
-            await intake(record)
+            try:
+                await offsets.room(record)
+                await intake(record)
+            except Exception as error:  # noqa: BLE001  # whatever it is: Faust would go on behind the record
+                await app.crash(StreamError(f"{record.origin} cannot be taken in: {type(error).__name__}"))
+                return
 
 
 def _record(event: Any) -> Record:
-    """Return the record of an event, which has neither key nor value from then on."""
+    """Return the record of an event, which holds nothing of it from then on."""
     message = event.message
-    headers = message.headers or ()
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    noticed = {name: value for name, value in pairs if isinstance(name, Noticed)}
+    noticed = {name: value for name, value in message.headers if isinstance(name, Noticed)}
     record = Record(
         topic=message.topic,
         partition=message.partition,
@@ -166,11 +174,11 @@ def _record(event: Any) -> Record:
         timestamp_s=message.timestamp,
         key=message.key,
         value=message.value,
-        headers=tuple((name, bytes(value or b"")) for name, value in pairs if not isinstance(name, Noticed)),
+        headers=tuple((name, bytes(value or b"")) for name, value in message.headers if not isinstance(name, Noticed)),
         unreadable=noticed.get(UNREADABLE, b"").decode(errors="replace"),
         whole_bytes=int(noticed[WHOLE_BYTES]) if WHOLE_BYTES in noticed else None,
         acknowledge=event.ack,
     )
     # Faust keeps an event until it is acknowledged, which may be long after it was answered: not what it says, too.
-    event.key = event.value = message.key = message.value = None
+    event.key = event.value = event.headers = message.key = message.value = message.headers = None
     return record

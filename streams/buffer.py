@@ -13,6 +13,8 @@ from typing import Any
 import faust
 from mode.utils.queues import ThrowableQueue
 
+from emostream.streams.records import size_of
+
 _MOST_RECORDS = 8192
 _MOST_BYTES = 32 * 2**20
 _RESUME_AT = 0.75
@@ -74,4 +76,5 @@ class RecordBuffer(ThrowableQueue):  # type: ignore[misc]  # mode is untyped
 
 
 def _size(event: Any) -> int:
-    return len(event.message.value or b"") + len(event.message.key or b"")
+    message = event.message
+    return size_of(message.key, message.value, message.headers)

@@ -165,8 +165,9 @@ def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fau
         return Reply(id=request_id, batch=end.value)
     except Exception as error:  # noqa: BLE001  # the model may raise anything; the parent decides what follows
         _log.warning("the model raised on a batch: %s", type(error).__name__)
-        _end_unless_sound(scorer)
-        return Fault(id=request_id, error=f"{type(error).__name__}: {error}")
+        fault = Fault(id=request_id, error=f"{type(error).__name__}: {error}")
+    _end_unless_sound(scorer)  # out here, its log does not show what the model said of the batch
+    return fault
 
 
 def _end_unless_sound(scorer: "EmotionScorer") -> None:

@@ -31,6 +31,7 @@ from emostream.streams.records import (
     decode_clips_record,
     decode_posts_record,
     post_item,
+    size_of,
 )
 
 _RECORD_BYTES = 1024
@@ -303,5 +304,4 @@ class _Waiting(Generic[Half]):
 
 
 def _bytes(record: Record) -> int:
-    headers = sum(len(name) + len(value) for name, value in record.headers)
-    return len(record.value or b"") + len(record.key or b"") + headers + _RECORD_BYTES
+    return size_of(record.key, record.value, record.headers) + _RECORD_BYTES

@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     )
     queue_clips: int = Field(32, ge=1, description="Clips that wait for a batch; a full queue stops consumption.")
     inference_deadline_s: float = Field(
-        60.0, gt=0, description="Seconds that the GPU worker may take for a batch before it is restarted."
+        60.0, gt=0, description="Seconds without a sign of the GPU worker, while a batch waits, until it is restarted."
     )
 
     stop_grace_s: float = Field(

@@ -96,7 +96,7 @@ class Worker:
             restarts=self._metrics.gpu_worker_restarts,
         )
 
-        self._started = False
+        self._app: faust.App | None = None
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -112,7 +112,7 @@ class Worker:
 
         def stop() -> None:
             stopping.set()
-            if not self._started:  # a model may load for minutes, and there is nothing to drain yet
+            if self._app is None:  # a model may load for minutes, and there is nothing to drain yet
                 serving.cancel()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,7 +138,7 @@ class Worker:
             ending.push_async_callback(_cancel, carrying, asyncio.create_task(self._keep_gauges()))
             ending.push_async_callback(self._drain, app, carrying)
             await app.start()
-            self._started = True
+            self._app = app
             await self._until_the_end(stopping, app, carrying)
 
     async def _until_the_end(self, stopping: asyncio.Event, app: faust.App, carrying: "asyncio.Task[None]") -> None:
@@ -249,10 +249,12 @@ class Worker:
 
     def _checks(self) -> Sequence[Check]:
         assigned = self._assigned()
+        rebalancing = self._app is None or self._app.rebalancing
+        partitions = ", ".join(f"{n} of {kind}" for kind, n in assigned.items()) + ", rebalancing" * rebalancing
         uncommitted_s = self._offsets.uncommitted_s
         return [
             Check("model", self._gpu_worker.ready, "warm" if self._gpu_worker.ready else "starting"),
-            Check("partitions", all(assigned.values()), ", ".join(f"{n} of {kind}" for kind, n in assigned.items())),
+            Check("partitions", all(assigned.values()) and not rebalancing, partitions),
             Check("commits", uncommitted_s < _COMMIT_PATIENCE_S, f"oldest waits {uncommitted_s:.1f} s"),
         ]
 

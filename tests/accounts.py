@@ -144,6 +144,11 @@ def counted(settings: Settings) -> int:
 class Traffic:
     """Posts, every tenth with a clip, published beside the test; use it as a context manager, which waits for its end.
 
+    Attributes:
+        posts: Ids of the posts.
+        clips: Ids of those with a clip.
+        published: How many posts have been published so far.
+
     Args:
         settings: Where to.
         count: Posts.
@@ -166,6 +171,7 @@ class Traffic:
     ) -> None:
         self.posts = [f"{name}-{number}" for number in range(count)]
         self.clips = self.posts[::clip_every] if clip_every else []
+        self.published = 0
         self._settings = settings
         self._rate = rate
         self._text = text
@@ -183,7 +189,7 @@ class Traffic:
             raise self._fault
 
     @property
-    def published(self) -> bool:
+    def through(self) -> bool:
         """Whether everything has been published, or publishing failed."""
         return not self._thread.is_alive()
 
@@ -202,6 +208,7 @@ class Traffic:
                 if id_ in with_clip:
                     clip = CLIPS[number % len(CLIPS)]
                     producer.publish(settings.clips_topic, key=id_, value=clip)
+                self.published = number + 1
                 if self._rate:
                     time.sleep(max(0.0, started + number / self._rate - time.monotonic()))
             producer.flush()
@@ -209,6 +216,10 @@ class Traffic:
     def settle(self, *, within_s: float = ANSWER_S) -> Ledger:
         """Wait until every record is accounted for."""
         return settle(self._settings, self.posts, self.clips, within_s=within_s)
+
+    def count(self) -> Ledger:
+        """Count what stands in the outputs by now, all duplicates among it."""
+        return read_to_the_end(self._settings, Ledger(set(self.posts), set(self.clips)))
 
 
 def capacity(worker: RunningWorker, count: int, *, clip_every: int = 0) -> float:

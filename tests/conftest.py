@@ -6,8 +6,10 @@ checkout). Where there is none, the header says so and those runs do not exist.
 """
 
 import datetime as dt
+import functools
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from support import (
     BROKERS,
     KAFKA_SCRIPT,
     PARTITIONS,
+    ROOT,
     Broker,
     RunningWorker,
     await_true,
@@ -56,14 +59,27 @@ _TABLE_BEGINS, _TABLE_ENDS = "<!-- faults: made by `make test-faults` -->", "<!-
 _TABLE = os.environ.get("EMOSTREAM_FAULTS_TABLE")
 _IS_HELPER = "PYTEST_XDIST_WORKER" in os.environ
 _DONE = Path(__file__).parents[1] / "build" / "faults.jsonl"
-"""Rows of a run at full size that is not through yet, one line a test: the next run goes on with the others."""
+"""Rows of a run at full size that is not through yet, one line a test: the next run of the same code goes on with the
+others."""
+
+
+@functools.cache
+def _code() -> str:
+    """Return what tells the code that runs from any other: the commit that changed it last, and whether it is clean."""
+    folders = ["streams", "connectors", "model", "tests/faults"]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments, "--", *folders], capture_output=True, text=True, cwd=ROOT).stdout
+
+    return git("log", "-1", "--format=%h").strip() + " and changes" * bool(git("status", "--porcelain"))
 
 
 def _done() -> dict[str, list[list[object]]]:
-    """Return the rows of the tests that have passed, by test."""
+    """Return the rows of the tests that have passed with this code, by test."""
     if not _TABLE or not _DONE.exists():
         return {}
-    return dict(json.loads(line) for line in _DONE.read_text().splitlines())
+    lines = [json.loads(line) for line in _DONE.read_text().splitlines()]
+    return {test: rows for code, test, rows in lines if code == _code()}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -80,7 +96,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     _DONE.parent.mkdir(exist_ok=True)
     with _DONE.open("a") as lines:
-        lines.write(json.dumps([report.nodeid, _rows([report])]) + "\n")
+        lines.write(json.dumps([_code(), report.nodeid, _rows([report])]) + "\n")
 
 
 def _rows(reports: Iterable[pytest.TestReport]) -> list[list[object]]:
@@ -102,7 +118,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if _TABLE and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         before, _, rest = Path(_TABLE).read_text().partition(_TABLE_BEGINS)
         _, _, after = rest.partition(_TABLE_ENDS)
-        when = f"Seen {dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores.\n\n"
+        when = f"Seen {dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores, code of commit {_code()}.\n\n"
         Path(_TABLE).write_text(f"{before}{_TABLE_BEGINS}\n{when}{table}{_TABLE_ENDS}{after}")
         _DONE.unlink()
     elif _TABLE:

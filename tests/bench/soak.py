@@ -134,7 +134,7 @@ def main() -> None:
                 Traffic(settings, int(rate * 60 * options.minutes), rate=rate) as traffic,
             ):
                 task = progress.add_task("soaking", total=60 * options.minutes)
-                while not traffic.published:
+                while not traffic.through:
                     looks.append(look(worker))
                     time.sleep(_LOOK_S)
                     progress.advance(task, _LOOK_S)

@@ -72,6 +72,13 @@ def test_a_batch_that_cannot_be_unpacked_stands_there_record_by_record(damage: s
 
 
 @pytest.mark.parametrize("compression", CODECS[1:])
+def test_headers_that_swell_are_none_that_can_be_read(compression: int) -> None:
+    found = read(batch([("a", bytes(2_000_000))], compression=compression))
+    assert [record.value for record in found] == [b"v0", None, b"v2"]
+    assert dict(found[1].headers) == {unpacking.UNREADABLE: b"key and headers have 2000002 bytes"}
+
+
+@pytest.mark.parametrize("compression", CODECS[1:])
 def test_a_value_that_swells_is_cut(compression: int) -> None:
     for record in read(batch([("a", b"b")], compression=compression, value=b"x" * 3_000_000)):
         assert record.value == b"x" * MOST_REQUEST_BYTES

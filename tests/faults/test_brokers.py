@@ -116,7 +116,10 @@ def test_hangs(
     with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count) as traffic:
         await_true(worker.answers_some, within_s=60)
         pause()
-        time.sleep(hangs_s)
+        time.sleep(2)  # what it had confirmed by then is counted
+        answered = worker.metric("emostream_answers_total")
+        time.sleep(hangs_s - 2)
+        assert worker.metric("emostream_answers_total") == answered, "what Kafka has not confirmed is not done"
         resume()
         ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
@@ -131,10 +134,12 @@ def test_cut_off(stack: Stack, note_row: NoteRow, tmp_path: Path, wired_broker: 
     count = int(sized(5_000, 600))
     with running_worker(settings, tmp_path / "log") as worker, Traffic(settings, count) as traffic:
         await_true(worker.answers_some, within_s=60)
+        rebalances = worker.metric("emostream_rebalances_total")
         wire.cut()
         time.sleep(2.5 * settings.session_timeout_s)
         wire.mend()
         ledger = traffic.settle(within_s=ROW_S)
+        await_true(lambda: worker.metric("emostream_rebalances_total") > rebalances, within_s=60)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
     note_row("connection cut for longer than the session timeout", broker.name, ledger)

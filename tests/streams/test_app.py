@@ -15,6 +15,7 @@ from support import Broker, group_members
 
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.streams import app as app_module
+from emostream.streams import rebalancing
 from emostream.streams.app import build_app
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
@@ -86,19 +87,19 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 150.0) 
         await asyncio.sleep(0.1)
 
 
-async def publish(settings: Settings, topic: str, values: list[bytes]) -> None:
+async def publish(settings: Settings, topic: str, values: list[bytes], *, header: bytes = b"") -> None:
     """Publish with aiokafka, whose checksums of large values cost a tenth of kafka-python's."""
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka, max_request_size=MOST_REQUEST_BYTES)
     await producer.start()
     try:
-        await asyncio.gather(*[await producer.send(topic, value) for value in values])
+        await asyncio.gather(*[await producer.send(topic, value, headers=[("a", header)]) for value in values])
     finally:
         await producer.stop()
 
 
 async def test_large_clips_that_wait_are_few_and_hold_up_no_posts(settings: Settings, tmp_path: Path) -> None:
-    clips = [random.randbytes(900_000) for _ in range(120)]  # zeros would be fetched as next to nothing
-    await publish(settings, settings.clips_topic, clips)
+    clips = [random.randbytes(600_000) for _ in range(120)]  # zeros would be fetched as next to nothing
+    await publish(settings, settings.clips_topic, clips, header=random.randbytes(300_000))
     async with running(settings, tmp_path) as shell:
         await eventually(lambda: shell.held(settings.clips_topic) > 35)
         shell.posts.open.set()
@@ -112,8 +113,8 @@ async def test_large_clips_that_wait_are_few_and_hold_up_no_posts(settings: Sett
 
 async def test_what_is_done_behind_a_record_that_is_not_is_let_go(settings: Settings, tmp_path: Path) -> None:
     """Posts behind a clip that takes its time are answered, but not acknowledged: nothing of them stays in memory."""
-    posts = [random.randbytes(100_000) for _ in range(600)]
-    await publish(settings, settings.posts_topic, posts)
+    posts = [random.randbytes(50_000) for _ in range(600)]
+    await publish(settings, settings.posts_topic, posts, header=random.randbytes(50_000))
     del posts
     tracemalloc.start()
     try:
@@ -153,6 +154,69 @@ async def test_an_outage_of_hours_is_survived(
             await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
         finally:
             await second.app.stop()
+
+
+@pytest.fixture
+def slow_seeks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that takes its time to say what is committed."""
+    seek = rebalancing._Consumer.perform_seek
+
+    async def slowly(consumer: rebalancing._Consumer) -> None:
+        await asyncio.sleep(2.0)
+        await seek(consumer)
+
+    monkeypatch.setattr(rebalancing._Consumer, "perform_seek", slowly)
+
+
+@pytest.mark.usefixtures("slow_seeks")
+async def test_what_comes_in_a_rebalance_is_read_where_nothing_was_committed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A fetch waits through a rebalance, and brings records of the new assignment before the flow is resumed."""
+    async with running(settings, tmp_path / "first") as first:
+        await publish(settings, settings.clips_topic, [b"a clip"])
+        await eventually(lambda: bool(first.clips.taken))  # the rebalance waits for it
+        second = Shell(settings, tmp_path / "second")
+        joining = asyncio.create_task(second.app.start())
+        try:
+            await eventually(lambda: first.app.rebalancing)
+            await publish(settings, settings.posts_topic, [b"a post"] * 100)
+            await asyncio.sleep(1)
+            first.end_outage()
+            second.end_outage()
+            await joining
+            await eventually(lambda: len(first.posts.taken | second.posts.taken) == 100, within_s=30)
+        finally:
+            await second.app.stop()
+
+
+@pytest.mark.usefixtures("slow_seeks")
+@pytest.mark.filterwarnings("ignore::faust.exceptions.AlreadyConfiguredWarning")
+async def test_records_flow_again_however_long_a_rebalance_takes(settings: Settings, tmp_path: Path) -> None:
+    async with running(settings, tmp_path / "first") as first:
+        first.app.conf.broker_request_timeout = 0.5
+        first.end_outage()
+        async with running(settings, tmp_path / "second") as second:
+            second.app.conf.broker_request_timeout = 0.5
+            second.end_outage()
+            await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
+            await publish(settings, settings.posts_topic, [b"a post"] * 100)
+            await eventually(lambda: len(first.posts.taken | second.posts.taken) == 100, within_s=30)
+
+
+async def test_an_error_where_records_are_taken_in_ends_the_worker(settings: Settings, tmp_path: Path) -> None:
+    """Faust would go on with the next record, and this one would hold up its partition for ever."""
+
+    class Failing(Taker):
+        async def __call__(self, record: Record) -> None:
+            raise ValueError("what a post says")
+
+    async with running(settings, tmp_path, Failing) as shell:
+        await publish(settings, settings.posts_topic, [b"a post"])
+        async with asyncio.timeout(30):
+            await shell.app.wait_until_stopped()
+        assert "cannot be taken in: ValueError" in str(shell.app.crash_reason)
+        assert "what a post says" not in str(shell.app.crash_reason)
 
 
 async def test_a_worker_stops_while_another_leaves(settings: Settings, broker: Broker, tmp_path: Path) -> None:
