@@ -139,7 +139,8 @@ def test_cut_off(stack: Stack, note_row: NoteRow, tmp_path: Path, wired_broker: 
         time.sleep(2.5 * settings.session_timeout_s)
         wire.mend()
         ledger = traffic.settle(within_s=ROW_S)
-        await_true(lambda: worker.metric("emostream_rebalances_total") > rebalances, within_s=60)
+        if broker.name == "kafka":  # the embedded one forgets nobody
+            await_true(lambda: worker.metric("emostream_rebalances_total") > rebalances, within_s=60)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
         await_true(lambda: counted(settings) == count, within_s=60)
     note_row("connection cut for longer than the session timeout", broker.name, ledger)

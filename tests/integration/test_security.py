@@ -32,7 +32,7 @@ from support import (
     running_worker,
 )
 
-from emostream.connectors.broker import KafkaAccess, Mechanism
+from emostream.connectors.broker import KafkaAccess, Mechanism, Protocol
 from emostream.connectors.connecting import connect
 from emostream.connectors.errors import AccessRefused, BrokerError, ConnectorError
 from emostream.connectors.producer import RecordProducer
@@ -200,6 +200,33 @@ def test_a_worker_answers_over_tls_and_outlives_a_lost_right(
     assert_no_secret(worker)
 
 
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_PLAINTEXT"])
+def test_a_worker_answers_by_certificate_alone_and_by_login_alone(
+    stack: Stack, protocol: Protocol, tmp_path: Path
+) -> None:
+    ours, trusted = make_certificate(tmp_path / "ours.pem"), tmp_path / "trusted.pem"
+    trusted.write_text(ours.read_text()[ours.read_text().index("-----BEGIN CERTIFICATE") :])
+    changes = {
+        "listener.security.protocol.map": f"CLIENT:{protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "ssl.client.auth": "required",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": trusted,
+    }
+    options = ("--secure", *(part for name, value in changes.items() for part in ("--set", f"{name}={value}")))
+    with running_cluster(tmp_path / "kafka", options=options) as running:
+        facts = running.facts
+        if protocol == "SSL":
+            access = KafkaAccess(facts["bootstrap"], protocol=protocol, ca=Path(facts["ca"]), certificate=ours)
+        else:
+            access = KafkaAccess(facts["bootstrap"], protocol=protocol, user=facts["user"], password=facts["password"])
+        settings = settings_of(access, RedisAccess(stack.redis))
+        posts = make_posts(5)
+        with running_worker(settings, tmp_path / "log") as worker:
+            publish(settings, posts)
+            assert len(collect_answers(settings, {post.id for post in posts})) == len(posts)
+            assert worker.end() == 0
+
+
 def test_the_readme_names_the_rights_that_are_tried_here() -> None:
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert REDIS_RIGHTS.replace("tests:", "emostream:") in readme
@@ -258,6 +285,7 @@ def settings_of(kafka: KafkaAccess, redis: RedisAccess) -> Settings:
         Stack(kafka=kafka.addresses, redis=redis.url, moved=()),
         kafka_protocol=kafka.protocol,
         kafka_ca=kafka.ca,
+        kafka_certificate=kafka.certificate,
         kafka_mechanism=kafka.mechanism,
         kafka_user=kafka.user,
         kafka_password=kafka.password,
