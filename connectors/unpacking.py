@@ -94,6 +94,8 @@ class _ForgivingBatch:
                 return list(self._fast)
             except (UnicodeDecodeError, CorruptRecordException):  # the latter where aiokafka has no extensions
                 return list(_PatientBatch(self._whole))
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001  # codecs raise what they like; nothing a stranger sent ends the worker
             _log.error("offsets %d to %d cannot be unpacked: %r", self._fast.base_offset, self._fast.next_offset, error)
             return [

@@ -6,21 +6,20 @@ acknowledgement by hand, in order (`offsets`).
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import faust
 from faust.auth import Credentials
-from faust.sensors import Monitor
 from mode.utils.queues import ThrowableQueue
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.unpacking import UNREADABLE, WHOLE_BYTES, Noticed, unpack_whatever_comes
 from emostream.streams.buffer import RecordBuffer
+from emostream.streams.consumer import Assignor, Tables, Transport
 from emostream.streams.errors import StreamError
 from emostream.streams.offsets import OffsetOrder
-from emostream.streams.rebalancing import Tables, Transport
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
@@ -33,11 +32,6 @@ _LONGEST_OUTAGE_S = 30 * 24 * 3600.0
 """A worker that fetches nothing for longer than this leaves its group, and Faust never joins again: with the 1,000 s
 that it has otherwise, a Redis that is away for a quarter of an hour would be the end."""
 
-_NEVER_SLOW_S = _LONGEST_OUTAGE_S
-"""From when on Faust calls a partition that is not fetched, or not committed, slow: several times a second, with
-thirteen lines each. A topic that is not read on while its queue is full is none of its business; what waits, and for
-how long, is in the metrics."""
-
 _REBALANCE_TIMEOUT_S = 60.0
 """Far above the longest batch; a batch that outlives it makes rebalances follow on rebalances."""
 
@@ -45,22 +39,14 @@ _REBALANCE_TIMEOUT_S = 60.0
 Intake = Callable[[Record], Awaitable[None]]
 
 
-class CommitMonitor(Monitor):  # type: ignore[misc]  # faust is untyped
-    """Faust's monitor, which also tells us what was committed."""
-
-    def __init__(self, offsets: OffsetOrder) -> None:
-        super().__init__()
-        self._offsets = offsets
-
-    def on_tp_commit(self, tp_offsets: Mapping[Any, int]) -> None:
-        """Hear of a commit."""
-        super().on_tp_commit(tp_offsets)
-        for tp, next_offset in tp_offsets.items():
-            self._offsets.committed((tp.topic, tp.partition), next_offset)
-
-
 class _App(faust.App):  # type: ignore[misc]  # faust is untyped
-    """A Faust app whose topics have bounded queues, and which stops in the midst of a rebalance, too."""
+    """A Faust app whose topics have bounded queues, and which stops in the midst of a rebalance, too.
+
+    Attributes:
+        offsets: Told by the consumer what is committed.
+    """
+
+    offsets: OffsetOrder
 
     def FlowControlQueue(self, maxsize: int | None = None, *, clear_on_resume: bool = False) -> ThrowableQueue:
         """Return a queue; Faust asks for those of topics with `clear_on_resume`."""
@@ -105,16 +91,15 @@ def build_app(settings: Settings, *, posts: Intake, clips: Intake, offsets: Offs
         broker_max_poll_interval=_LONGEST_OUTAGE_S,
         broker_max_poll_records=_RECORDS_AT_ONCE,
         broker_commit_interval=settings.commit_interval_s,
-        broker_commit_livelock_soft_timeout=_NEVER_SLOW_S,
-        stream_processing_timeout=_NEVER_SLOW_S,
         consumer_auto_offset_reset="earliest",
         topic_disable_leader=True,
         topic_allow_declare=False,
         web_enabled=False,
         datadir=str(scratch),
+        PartitionAssignor=Assignor,
         TableManager=Tables,
-        monitor=CommitMonitor(offsets),
     )
+    app.offsets = offsets
     for name, intake in ((settings.posts_topic, posts), (settings.clips_topic, clips)):
         _add_agent(app, name, intake, offsets=offsets)
 
@@ -152,15 +137,14 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
 
     @app.agent(topic, name=name, concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
     async def _take(stream: Any) -> None:
-        async for event in stream.noack().events():
-            record = _record(event)
-            offsets.take(record)
-            try:
+        try:
+            async for event in stream.noack().events():
+                record = _record(event)
+                offsets.take(record)
                 await offsets.room(record)
                 await intake(record)
-            except Exception as error:  # noqa: BLE001  # whatever it is: Faust would go on behind the record
-                await app.crash(StreamError(f"{record.origin} cannot be taken in: {type(error).__name__}"))
-                return
+        except Exception as error:  # noqa: BLE001  # whatever it is: Faust would go on behind the record
+            await app.crash(StreamError(f"a record of {name} cannot be taken in: {type(error).__name__}"))
 
 
 def _record(event: Any) -> Record:

@@ -100,8 +100,12 @@ class OffsetOrder:
         """
         self.partitions.difference_update(partitions)
         for partition in partitions:
-            self._uncommitted.pop(partition, None)
-            self._taken.pop(partition, None)
+            self.begins_anew(partition)
+
+    def begins_anew(self, partition: Partition) -> None:
+        """Note that a partition's log begins anew: what was taken from the old one is never acknowledged."""
+        self._uncommitted.pop(partition, None)
+        self._taken.pop(partition, None)
         self._fewer.set()
 
     @property

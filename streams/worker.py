@@ -171,10 +171,9 @@ class Worker:
         """Stop Faust, which waits until what was taken is acknowledged and commits it."""
         self._join.close()
         grace_s = 0.0 if carrying.done() else self._settings.stop_grace_s
-        try:
-            async with asyncio.timeout(grace_s):
-                await app.stop()
-        except TimeoutError:
+        stopping = asyncio.create_task(app.stop())  # it heeds no cancellation
+        await asyncio.wait({stopping}, timeout=grace_s)
+        if not stopping.done():
             _log.warning("not everything taken could be answered; Kafka delivers the rest to the next worker")
 
     def _ensure_kafka(self) -> None:

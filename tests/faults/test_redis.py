@@ -97,6 +97,17 @@ def test_away_and_back(settings: Settings, broker: Broker, redis: BreakableRedis
                 assert counted(settings) - stored == len(traffic.posts), "each id counts once"
 
 
+def test_told_to_stop_while_it_is_away(settings: Settings, redis: BreakableRedis, tmp_path: Path) -> None:
+    """Nothing can be answered: it ends after its grace, and what it took is delivered to the next."""
+    changes = {"redis": type(settings.redis)(redis.url), "stop_grace_s": 3.0}
+    with running_worker(settings.model_copy(update=changes), tmp_path / "log") as worker:
+        redis.stop()
+        with Traffic(settings, 50, clip_every=0):
+            await_true(lambda: worker.metric("emostream_sink_errors_total", sink="redis") > 0, within_s=60)
+        assert worker.end(within_s=30) == 0
+    assert "not everything taken could be answered" in worker.log.read_text()
+
+
 def in_redis(settings: Settings, id_: str) -> bool:
     with Redis.from_url(settings.redis.get_secret_value()) as client:
         return bool(client.exists(f"{settings.redis_prefix}emotion:{id_}"))

@@ -144,20 +144,19 @@ def test_workers_killed_while_pairs_flow_never_push_a_poorer_answer(settings: Se
     """After a crash one half can come again whose partner's offset was committed: it must not be answered alone."""
     settings = settings.model_copy(update={"join_grace_s": 2.0})
     chance = random.Random(4)
-    ids = [f"pair-{i}" for i in range(120)]
+    ids = [f"pair-{i}" for i in range(80)]
     # Among the pairs, posts whose clips never come hold back the commits of those behind them.
-    lonely = [f"lonely-{i}" for i in range(30)]
+    lonely = [f"lonely-{i}" for i in range(20)]
     posts = [announced(id_, number) for number, id_ in enumerate([*ids, *lonely])]
     chance.shuffle(posts)
     clips = [(id_, CLIPS[number % len(CLIPS)]) for number, id_ in enumerate(ids)]
     chance.shuffle(clips)
-    for start in range(0, 150, 30):  # halves come some seconds apart, as they do
-        publish(settings, posts[start : start + 30])
-        publish_clips(settings, clips[start : start + 30])
-    for kill in range(3):
+    for start in range(0, 100, 20):  # halves come some seconds apart, as they do
+        publish(settings, posts[start : start + 20])
+        publish_clips(settings, clips[start : start + 20])
+    for kill in range(2):
         with running_worker(settings, tmp_path / f"killed-{kill}") as worker:
-            answered = kill * 25 + 10
-            await_true(lambda n=answered: worker.metric("emostream_answers_total") >= min(n, 10), within_s=90)
+            await_true(lambda: worker.metric("emostream_answers_total") >= 10, within_s=90)
             time.sleep(chance.uniform(0.2, 1.5))
             worker.end(signal.SIGKILL)
     with running_worker(settings, tmp_path / "last") as worker:

@@ -5,21 +5,24 @@ import random
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.consumer.subscription_state import SubscriptionState
-from support import Broker, group_members
+from faust.transport.drivers.aiokafka import ensure_aiokafka_TP
+from support import Broker, group_members, make_settings
 
 from emostream.connectors.producer import MOST_REQUEST_BYTES
+from emostream.connectors.topics import create_topics
 from emostream.streams import app as app_module
-from emostream.streams import rebalancing
+from emostream.streams import consumer
 from emostream.streams.app import build_app
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
+from emostream.streams.stack import Stack
 
 
 class Taker:
@@ -29,9 +32,11 @@ class Taker:
         self._offsets = offsets
         self.open = asyncio.Event()
         self.taken: set[tuple[int, int]] = set()
+        self.deliveries = 0
 
     async def __call__(self, record: Record) -> None:
         self.taken.add((record.partition, record.offset))
+        self.deliveries += 1
         await self.open.wait()
         self._offsets.done([record])
 
@@ -159,13 +164,14 @@ async def test_an_outage_of_hours_is_survived(
 @pytest.fixture
 def slow_seeks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that takes its time to say what is committed."""
-    seek = rebalancing._Consumer.perform_seek
+    seek = consumer._Consumer.perform_seek
 
-    async def slowly(consumer: rebalancing._Consumer) -> None:
-        await asyncio.sleep(2.0)
-        await seek(consumer)
+    async def slowly(one: consumer._Consumer) -> None:
+        await asyncio.sleep(1.0)
+        await seek(one)
+        await asyncio.sleep(1.0)
 
-    monkeypatch.setattr(rebalancing._Consumer, "perform_seek", slowly)
+    monkeypatch.setattr(consumer._Consumer, "perform_seek", slowly)
 
 
 @pytest.mark.usefixtures("slow_seeks")
@@ -202,6 +208,58 @@ async def test_records_flow_again_however_long_a_rebalance_takes(settings: Setti
             await eventually(lambda: len(first.offsets.partitions) == len(second.offsets.partitions) > 0)
             await publish(settings, settings.posts_topic, [b"a post"] * 100)
             await eventually(lambda: len(first.posts.taken | second.posts.taken) == 100, within_s=30)
+
+
+@pytest.mark.usefixtures("slow_seeks")
+async def test_a_worker_that_had_nothing_takes_over_all_that_is_left(
+    broker: Broker, stack: Stack, tmp_path: Path
+) -> None:
+    """Faust does not stop the flow of a worker without partitions: records came while it sought, and were cleared."""
+    settings = make_settings(broker, stack)
+    create_topics(settings.kafka_access, settings.topics, partitions=1, replication=-1)
+    async with running(settings, tmp_path / "second") as second, running(settings, tmp_path / "first") as first:
+        await eventually(lambda: bool(first.offsets.partitions or second.offsets.partitions))
+        holder, idle = (first, second) if first.offsets.partitions else (second, first)
+        await publish(settings, settings.posts_topic, [b"a post"] * 1000)
+        await eventually(lambda: bool(holder.posts.taken))
+        await asyncio.sleep(3)  # the other has let its empty assignment flow
+        holder.end_outage()
+        await holder.app.stop()
+        await eventually(lambda: bool(idle.posts.taken))
+        await asyncio.sleep(3)  # what came while it sought would wait behind the first record
+        idle.end_outage()
+        await eventually(lambda: len(first.posts.taken | second.posts.taken) == 1000, within_s=30)
+
+
+async def test_a_log_that_begins_anew_is_read_from_its_beginning(settings: Settings, tmp_path: Path) -> None:
+    """As after an unclean election: aiokafka goes back to where the log begins, and Faust would skip what it knows."""
+    async with running(settings, tmp_path) as shell:
+        shell.end_outage()
+        await publish(settings, settings.posts_topic, [b"a post"] * 100)
+        await eventually(lambda: len(shell.posts.taken) == 100 and not shell.offsets.uncommitted_s)
+        partitions = [each for each in shell.app.consumer.assignment() if each.topic == settings.posts_topic]
+        await shell.app.consumer._thread.seek_to_beginning(*map(ensure_aiokafka_TP, partitions))
+        await eventually(lambda: shell.posts.deliveries == 200)
+        await eventually(lambda: not shell.offsets.uncommitted_s)
+
+
+async def test_each_worker_gets_partitions_while_there_are_enough(settings: Settings, tmp_path: Path) -> None:
+    async with AsyncExitStack() as running_ones:
+        shells: list[Shell] = []
+        for number in range(3):
+            shells.append(await running_ones.enter_async_context(running(settings, tmp_path / str(number))))
+            shells[-1].end_outage()
+            await eventually(lambda: all(shell.offsets.partitions for shell in shells), within_s=30)
+
+
+async def test_a_client_that_gives_up_in_silence_ends_the_worker(settings: Settings, tmp_path: Path) -> None:
+    async with running(settings, tmp_path) as shell:
+        thread = shell.app.consumer._thread
+        await eventually(lambda: bool(shell.offsets.partitions))
+        thread.thread_loop.call_soon_threadsafe(thread._consumer._fetcher._fetch_task.cancel)
+        async with asyncio.timeout(30):
+            await shell.app.wait_until_stopped()
+        assert "has given up: fetching" in str(shell.app.crash_reason)
 
 
 async def test_an_error_where_records_are_taken_in_ends_the_worker(settings: Settings, tmp_path: Path) -> None:
