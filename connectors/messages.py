@@ -6,7 +6,7 @@ the record that failed. The JSON Schema files beside this module are generated f
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -316,3 +316,8 @@ def _syntax_fault(value: bytes, error: Exception) -> tuple[str, str]:
     except UnicodeDecodeError as fault:
         return "not_utf8", f"byte {fault.start} is not UTF-8"
     return "not_json", str(error)
+
+
+def size_of(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """Return how many bytes a record says."""
+    return len(key or b"") + len(value or b"") + sum(len(name) + len(said or b"") for name, said in headers)

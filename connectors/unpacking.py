@@ -16,6 +16,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
+from emostream.connectors.messages import size_of
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class _ForgivingBatch:
 
 def _bounded(record: Any) -> Any:
     """Return a record whose value, and key and headers together, are no larger than a request may be."""
-    named_bytes = len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
+    named_bytes = size_of(record.key, None, record.headers)
     if named_bytes > MOST_REQUEST_BYTES:
         why = f"key and headers have {named_bytes} bytes"
         return _unreadable(record.offset, record.timestamp, record.timestamp_type, why)

@@ -13,7 +13,7 @@ from typing import Any
 import faust
 from mode.utils.queues import ThrowableQueue
 
-from emostream.streams.records import size_of
+from emostream.connectors.messages import size_of
 
 _MOST_RECORDS = 8192
 _MOST_BYTES = 32 * 2**20

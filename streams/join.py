@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from emostream.connectors.messages import Clip, Post
+from emostream.connectors.messages import Clip, Post, size_of
 from emostream.streams.metrics import Metrics
 from emostream.streams.records import (
     Item,
@@ -31,7 +31,6 @@ from emostream.streams.records import (
     decode_clips_record,
     decode_posts_record,
     post_item,
-    size_of,
 )
 
 _RECORD_BYTES = 1024

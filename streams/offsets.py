@@ -100,10 +100,10 @@ class OffsetOrder:
         """
         self.partitions.difference_update(partitions)
         for partition in partitions:
-            self.begins_anew(partition)
+            self.forget(partition)
 
-    def begins_anew(self, partition: Partition) -> None:
-        """Note that a partition's log begins anew: what was taken from the old one is never acknowledged."""
+    def forget(self, partition: Partition) -> None:
+        """Forget what was taken from a partition: it is never acknowledged."""
         self._uncommitted.pop(partition, None)
         self._taken.pop(partition, None)
         self._fewer.set()

@@ -1,7 +1,7 @@
 """The stream's own words: a record as it was taken from Kafka, and what is asked of the model. Knows no Faust."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -58,11 +58,6 @@ class Record(msgspec.Struct, frozen=True, eq=False):
     def timestamp_ms(self) -> int:
         """Kafka's timestamp as Kafka counts: milliseconds."""
         return round(self.timestamp_s * 1000)
-
-
-def size_of(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
-    """Return how many bytes a record says."""
-    return len(key or b"") + len(value or b"") + sum(len(name) + len(said or b"") for name, said in headers)
 
 
 Content = TypeVar("Content", Post, Clip, MalformedRecord)

@@ -173,7 +173,9 @@ class Worker:
         grace_s = 0.0 if carrying.done() else self._settings.stop_grace_s
         stopping = asyncio.create_task(app.stop())  # it heeds no cancellation
         await asyncio.wait({stopping}, timeout=grace_s)
-        if not stopping.done():
+        if stopping.done():
+            stopping.result()
+        else:
             _log.warning("not everything taken could be answered; Kafka delivers the rest to the next worker")
 
     def _ensure_kafka(self) -> None:
