@@ -15,7 +15,7 @@ from kafka.errors import CorruptRecordError, KafkaError
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import connect
-from emostream.connectors.errors import BrokerError
+from emostream.connectors.errors import BrokerAway, BrokerError
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -200,13 +200,24 @@ def _poll(consumer: KafkaConsumer, partition: TopicPartition) -> list[Any]:
 
 
 def _partitions(consumer: KafkaConsumer, topic: str, *, patience_s: float = 10.0) -> set[int]:
-    """Return a topic's partitions, waiting a little for a topic that was only just created."""
+    """Return a topic's partitions, waiting a little for a topic that was only just created, and for its broker.
+
+    A broker that comes back from a pause or a restart says for a moment that the cluster has no brokers, or hangs up.
+    """
     deadline_s = time.monotonic() + patience_s
+    fault: KafkaError | None = None
     while time.monotonic() < deadline_s:
-        partitions: set[int] | None = consumer.partitions_for_topic(topic)
+        try:
+            fault, partitions = None, consumer.partitions_for_topic(topic)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            fault, partitions = error, None
         if partitions:
-            return partitions
+            return set(partitions)
         time.sleep(_POLL_MS / 1000)
+    if fault is not None:
+        raise BrokerAway(f"the brokers do not say where topic {topic!r} is: {type(fault).__name__}") from fault
     raise BrokerError(
         f"topic {topic!r} does not exist (`emostream topics create` creates it), or this user may not see it"
     )

@@ -1,17 +1,21 @@
 """Brokers that restart, go away, hang, and are cut off. What needs data on disk or several brokers: Apache Kafka."""
 
+import logging
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from accounts import ROW_S, NoteRow, Traffic, counted, sized
 from faulty import Cluster, Wire, running_cluster
-from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, running_worker
+from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, publish_raw, running_worker
 
+from emostream.connectors.errors import BrokerAway
+from emostream.connectors.reader import read_records
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack, child_process, embedded_broker_command, free_port
@@ -160,3 +164,36 @@ def wired_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tup
             running.callback(cluster.stop, kill=True)
             cluster.start_behind(wire.port)
         yield Broker(request.param, f"127.0.0.1:{wire.port}"), wire
+
+
+@contextmanager
+def broker_that_is_killed(settings: Settings) -> Iterator[None]:
+    command = embedded_broker_command(int(settings.kafka.rpartition(":")[2]))
+    with child_process(command, stop_s=5, output=subprocess.DEVNULL) as process:
+        yield
+        process.kill()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_gone_as_a_reader_asks_where_a_topic_is(comes_back: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As `watch` and `dlq` may: they wait a little for the broker, as they do for a topic."""
+    caplog.set_level(logging.CRITICAL, "kafka")  # a captured line would hold the client's sockets until the end
+    settings = Settings(kafka=f"127.0.0.1:{free_port(0)}")
+
+    def first() -> bytes | None:
+        topics = [settings.posts_topic]
+        return next(read_records(settings.kafka_access, topics, from_beginning=True, stopping=lambda: False)).value
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        with broker_that_is_killed(settings):
+            value = pool.submit(first)
+            time.sleep(2)  # it has got in, and asks for a topic that is not there
+        if not comes_back:
+            with pytest.raises(BrokerAway, match="do not say where topic 'posts' is"):
+                value.result(timeout=30)
+            return
+        time.sleep(1)
+        with broker_that_is_killed(settings):
+            create_topics(settings.kafka_access, [settings.posts_topic], partitions=1, replication=-1)
+            publish_raw(settings, [("key", b"value")])
+            assert value.result(timeout=30) == b"value"
