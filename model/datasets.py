@@ -35,6 +35,9 @@ _TO_EKMAN = {fine: label for label, fines in EKMAN.items() for fine in fines.spl
 
 TWEETEVAL_TASKS = ("emotion", "hate", "irony", "offensive", "sentiment", "stance", "emoji")
 STANCE_TARGETS = ("abortion", "atheism", "climate", "feminist", "hillary")
+_TWEETEVAL_CLASSES = {"offensive": ("not-offensive", "offensive")}
+"""An early `mapping.txt` of this task has the two names the wrong way round; the labels mean this."""
+
 TWEET_EMOTION = "tweet_emotion"
 """Head of TweetEval's emotion task, whose four classes are not our seven."""
 
@@ -114,7 +117,8 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
     Args:
         name: One of `readers()`.
         folder: Where its files lie.
-        fold: (which fold is held out, how many there are); a data set without groups keeps its published splits.
+        fold: (which fold is held out, how many there are). All published splits, `test` among them, are divided anew
+            by their groups; a data set without groups keeps its splits.
 
     Returns:
         What is learned from, without any text that also stands in the other, however it is masked or punctuated; and
@@ -122,20 +126,25 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
         training data.
     """
     learned, held = read_dataset(name, folder, "train"), read_dataset(name, folder, "dev")
+    if fold is not None and all(example.group for example in learned.examples):
+        everything = [*learned.examples, *held.examples]
+        with contextlib.suppress(DatasetError):  # the published test split joins where it is there
+            everything += read_dataset(name, folder, "test").examples
+        # Where splits overlap (EmoDB publishes none), a recording still counts once.
+        once = {example.recording or number: example for number, example in enumerate(everything)}
+        train_part, dev_part = divide(list(once.values()), fold=fold[0], folds=fold[1])
+        learned = msgspec.structs.replace(learned, examples=train_part)
+        held = msgspec.structs.replace(held, examples=dev_part)
+    return _without_twins(learned, held), held
+
+
+def _without_twins(learned: Dataset, held: Dataset) -> Dataset:
+    """Leave out what is learned from and also judges. The same words recorded twice are no twins."""
     known = {_bare(example.text) for example in held.examples if example.text}
-    if example_texts := [e for e in learned.examples if e.recording is None and _is_known(e.text, known)]:
-        _log.warning("%s: %d texts of train stand in dev as well; they are left out", name, len(example_texts))
-        left = set(map(id, example_texts))
-        learned = msgspec.structs.replace(learned, examples=tuple(e for e in learned.examples if id(e) not in left))
-    if fold is None or not all(example.group for example in learned.examples):
-        return learned, held
-    everything = [*learned.examples, *held.examples]
-    with contextlib.suppress(DatasetError):  # the published test split joins where it is there
-        everything += read_dataset(name, folder, "test").examples
-    # Where splits overlap (EmoDB publishes none), a recording still counts once.
-    once = {example.recording or number: example for number, example in enumerate(everything)}
-    train_part, dev_part = divide(list(once.values()), fold=fold[0], folds=fold[1])
-    return msgspec.structs.replace(learned, examples=train_part), msgspec.structs.replace(held, examples=dev_part)
+    kept = tuple(e for e in learned.examples if e.recording is not None or not _is_known(e.text, known))
+    if twins := len(learned.examples) - len(kept):
+        _log.warning("%s: %d texts of train stand in dev as well; they are left out", learned.name, twins)
+    return msgspec.structs.replace(learned, examples=kept)
 
 
 _MASKED = re.compile(r"@\w+|https?://\S+|\bhttp\b")
@@ -207,10 +216,10 @@ def _read_tweeteval(task: str, folder: Path, split: str) -> Dataset:
     """Read `TASK/SPLIT_text.txt`, `TASK/SPLIT_labels.txt` and `TASK/mapping.txt`; stance has a folder per target."""
     head = TWEET_EMOTION if task == "emotion" else task
     if task != "stance":
-        classes = {head: _tweeteval_classes(folder / task / "mapping.txt")}
+        classes = {head: _tweeteval_classes(folder, task)}
         examples = tuple(_tweeteval_examples(folder / task, split, head, classes[head]))
     else:
-        names = _tweeteval_classes(folder / task / "mapping.txt")
+        names = _tweeteval_classes(folder, task)
         classes = {f"stance/{target}": names for target in STANCE_TARGETS}
         examples = tuple(
             example
@@ -220,13 +229,19 @@ def _read_tweeteval(task: str, folder: Path, split: str) -> Dataset:
     return Dataset(name=f"tweeteval/{task}", split=split, classes=classes, examples=examples)
 
 
-def _tweeteval_classes(file: Path) -> tuple[str, ...]:
-    lines = existing_file(file, "label number and name a line, tab-separated").read_text("utf-8").splitlines()
+def _tweeteval_classes(folder: Path, task: str) -> tuple[str, ...]:
+    file = existing_file(folder / task / "mapping.txt", "label number and name a line, tab-separated")
+    lines = file.read_text("utf-8").splitlines()
     try:
-        names = {int(line.split("\t")[0]): line.split("\t")[1].strip() for line in lines if line.strip()}
-        return tuple(names[number] for number in range(len(names)))
+        by_number = {int(line.split("\t")[0]): line.split("\t")[1].strip() for line in lines if line.strip()}
+        names = tuple(by_number[number] for number in range(len(by_number)))
     except (IndexError, ValueError, KeyError) as error:
         raise DatasetError(f"{file}: expected label number and name a line, tab-separated") from error
+    meant = _TWEETEVAL_CLASSES.get(task, names)
+    if names != meant and set(names) == set(meant):
+        _log.warning("%s has the names in the wrong order, as an early release had; read as %s", file, ", ".join(meant))
+        return meant
+    return names
 
 
 def _tweeteval_examples(folder: Path, split: str, head: str, classes: tuple[str, ...]) -> Iterator[Example]:
@@ -244,9 +259,13 @@ def _tweeteval_examples(folder: Path, split: str, head: str, classes: tuple[str,
 
 
 def _read_goemotions(folder: Path, split: str) -> Dataset:
-    """Read `SPLIT.tsv` (text, comma-separated label ids, comment id) and `labels.txt`, 7 or 28 labels."""
-    names = existing_file(folder / "labels.txt", "one label a line").read_text("utf-8").split()
-    ids = _label_ids(names, folder / "labels.txt")
+    """Read `SPLIT.tsv` (text, comma-separated label ids, comment id) and the names of its 7 or 28 labels.
+
+    They stand in `labels.txt`, or in `emotions.txt` as the authors call it.
+    """
+    published = folder / "emotions.txt"
+    label_file = published if published.is_file() else existing_file(folder / "labels.txt", "one label a line")
+    ids = _label_ids(label_file.read_text("utf-8").split(), label_file)
     file = existing_file(folder / f"{split}.tsv", "text, label ids and comment id, tab-separated")
     examples = tuple(
         _goemotions_example(line, ids, where=f"{file}, line {number}")

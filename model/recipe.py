@@ -66,7 +66,8 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The text stage: an encoder and one head per question, all trained together.
 
     Attributes:
-        encoder: RoBERTa- or BERT-family name on the hub, or folder (relative ones start at `--data`).
+        encoder: RoBERTa- or BERT-family name on the hub, or folder (relative ones start at `--data`). It must bring
+            safetensors and a fast tokenizer: vinai/bertweet-base, for one, does not.
         datasets: What it learns from; the dev split of each judges the epochs.
         emoji_to_words: For encoders whose vocabulary has no emoji.
         window_tokens: Longest row in tokens.

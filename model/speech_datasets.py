@@ -171,7 +171,8 @@ def _label_emodb(file: Path) -> Example | None:
 def read_meld(folder: Path, split: str) -> Dataset:
     """Read `SPLIT_sent_emo.csv` as published, with the clips `diaD_uttU.*` where they are; a dialogue is a group.
 
-    The clips' folder, one of `MELD_FOLDERS`, may lie beside the table, one level up, or under `MELD.Raw` in either.
+    Archives lie inside the published archive: the table is found as each unpacks, in `folder` or `folder/train` and so
+    on, or in a `MELD.Raw` there. The clips' folder, one of `MELD_FOLDERS`, may be in any of these, or one level up.
     Utterances without a clip keep their text: one is missing and one broken as published.
 
     Raises:
@@ -179,7 +180,9 @@ def read_meld(folder: Path, split: str) -> Dataset:
 
     Source: Poria et al. 2019, arXiv:1810.02508.
     """
-    file = existing_file(folder / f"{split}_sent_emo.csv", "MELD's CSV with columns Utterance and Emotion")
+    name = f"{split}_sent_emo.csv"
+    file = next((place / name for place in _meld_places(folder, split) if (place / name).is_file()), folder / name)
+    existing_file(file, "MELD's CSV with columns Utterance and Emotion")
     clips = {stem: clip for stem, clip in _meld_clips(folder, split).items() if (split, stem) not in _MELD_BROKEN}
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
@@ -193,13 +196,16 @@ def read_meld(folder: Path, split: str) -> Dataset:
 
 
 def _meld_clips(folder: Path, split: str) -> dict[str, Path]:
-    for place in (folder, folder.absolute().parent):
-        for release in (place, place / "MELD.Raw"):
-            # Archives inside the archive, each unpacked into a folder of its own, leave train/train_splits.
-            for inner in (release, release / split):
-                if clips := _recordings_by_stem(inner / MELD_FOLDERS[split]):
-                    return clips
+    for place in (*_meld_places(folder, split), *_meld_places(folder.absolute().parent, split)):
+        if clips := _recordings_by_stem(place / MELD_FOLDERS[split]):
+            return clips
     return {}
+
+
+def _meld_places(folder: Path, split: str) -> tuple[Path, ...]:
+    """Return where a release may have been unpacked to, under a folder."""
+    release = folder / "MELD.Raw"
+    return folder, folder / split, release, release / split
 
 
 def _meld_example(row: Mapping[str, str], clips: Mapping[str, Path], *, split: str, where: str) -> Example:

@@ -90,7 +90,7 @@ def train(
     judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
         heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
-        learned = _learn_on(heads, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
+        learned = _learn_on(heads, text, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
         judged |= {each.task: each for each in learned}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
@@ -98,7 +98,14 @@ def train(
 
     torch.manual_seed(recipe.seed)
     fusion = FusionStage(recipe.fusion, text=text, voice=voice, compute=compute, seed=recipe.seed)
-    fusion_progress = run_stage(fusion, folder=run / "fusion", compute=compute, seed=recipe.seed, on_step=on_step)
+    fusion_progress = run_stage(
+        fusion,
+        folder=run / "fusion",
+        compute=compute,
+        seed=recipe.seed,
+        built_on=[stage.branch for stage in (text, voice) if stage is not None],
+        on_step=on_step,
+    )
 
     # The seven labels are answered by the fusion head; the text stage's own figures of them are not what comes out.
     attributes = (each for each in judged.values() if each.labels != LABELS)
@@ -110,11 +117,12 @@ def train(
 
 
 def _learn_on(
-    heads: HeadStage, *, folder: Path, compute: Compute, seed: int, on_step: Progress
+    heads: HeadStage, text: TextStage, *, folder: Path, compute: Compute, seed: int, on_step: Progress
 ) -> tuple[Evaluation, ...]:
     """Run the heads stage, and leave the heads as they were if no epoch made them better."""
     before, came = {name: tensor.clone() for name, tensor in heads.state_dict().items()}, heads.judge()
-    best = run_stage(heads, folder=folder, compute=compute, seed=seed, on_step=on_step).best
+    progress = run_stage(heads, folder=folder, compute=compute, seed=seed, built_on=[text.branch], on_step=on_step)
+    best = progress.best
     if best.figure > heads.figure(came):
         return best.evaluations
     heads.load_state_dict(before)

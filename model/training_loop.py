@@ -13,6 +13,7 @@ Under torchrun each process takes its share of every epoch's batches, and Distri
 import atexit
 import csv
 import datetime as dt
+import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -22,10 +23,11 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from emostream.model.errors import RecipeError
 from emostream.model.evaluation import Evaluation
 from emostream.model.pictures import save_curve_png
 from emostream.model.pooling import Compute
@@ -52,9 +54,10 @@ class EpochRecord(msgspec.Struct, frozen=True):
 
 
 class StageProgress(msgspec.Struct):
-    """How far a stage is; `progress.json`."""
+    """How far a stage is, and the checksum of the weights that it learns on top of; `progress.json`."""
 
     epochs: list[EpochRecord] = []
+    built_on: str = ""
 
     @property
     def best(self) -> EpochRecord:
@@ -102,7 +105,13 @@ class Stage(ABC, nn.Module):
 
 
 def run_stage(
-    stage: Stage, *, folder: Path, compute: Compute, seed: int, on_step: Progress = lambda *_: None
+    stage: Stage,
+    *,
+    folder: Path,
+    compute: Compute,
+    seed: int,
+    built_on: Sequence[nn.Module] = (),
+    on_step: Progress = lambda *_: None,
 ) -> StageProgress:
     """Train a stage, or go on where `folder` says that it stopped; the stage ends with its best epoch's weights.
 
@@ -111,9 +120,13 @@ def run_stage(
         folder: Where the stage keeps its state.
         compute: Device and precision.
         seed: Of dropout and augmentation; batches are the stage's own.
+        built_on: Finished networks that it learns on top of.
         on_step: Told about each step, for a progress bar.
+
+    Raises:
+        RecipeError: What `folder` holds was learned on top of others.
     """
-    trainer = _Trainer(stage, folder=folder, compute=compute)
+    trainer = _Trainer(stage, folder=folder, compute=compute, built_on=_checksum(built_on))
     while len(trainer.progress.epochs) < stage.optimisation.epochs:
         trainer.train_epoch(seed, on_step)
     best = _weights_file(folder, trainer.progress.best.epoch)
@@ -149,14 +162,19 @@ def write_json(file: Path, value: object) -> None:
     part.replace(file)
 
 
+def _checksum(modules: Sequence[nn.Module]) -> str:
+    state = nn.ModuleList(modules).state_dict()
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in state.items()})).hexdigest()[:16]
+
+
 class _Trainer:
-    def __init__(self, stage: Stage, *, folder: Path, compute: Compute) -> None:
+    def __init__(self, stage: Stage, *, folder: Path, compute: Compute, built_on: str) -> None:
         self._stage, self._folder, self._compute = stage, folder, compute
         self._rank, self._world = processes()
         # A model without voice has a placeholder for texts that nothing asks for.
         self._loss_of = DistributedDataParallel(stage, find_unused_parameters=True) if self._world > 1 else stage
         self._optimiser = torch.optim.AdamW(stage.parameter_groups(), fused=True)
-        self.progress = StageProgress()
+        self.progress = StageProgress(built_on=built_on)
         self._steps_per_epoch = max(1, stage.steps_per_epoch // self._world)
         self._steps_done = 0
         self._resume()
@@ -215,6 +233,9 @@ class _Trainer:
                 evaluation.official.value, evaluation.ece,
             )  # fmt: skip
         self._keep(record.epoch)
+        self._report()
+
+    def _report(self) -> None:
         _write_log(self._folder / "log.csv", self.progress)
         save_curve_png(self.progress, self._folder / "curve.png")
 
@@ -233,7 +254,14 @@ class _Trainer:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._folder / _PROGRESS).exists():
             return
-        self.progress = _read_progress(self._folder)
+        built_on, self.progress = self.progress.built_on, _read_progress(self._folder)
+        if self.progress.built_on != built_on:
+            raise RecipeError(
+                f"{self._folder} was learned on top of other weights than the stages before it have now; "
+                "remove it, and it is learned anew"
+            )
+        if self._rank == 0:  # perhaps it was stopped after the epoch was kept, and before that was told
+            self._report()
         last = self.progress.epochs[-1].epoch
         self._stage.load_state_dict(load_file(_weights_file(self._folder, last), device=str(self._compute.device)))
         _restore_optimiser_state(self._optimiser, load_file(_optimiser_file(self._folder, last)))

@@ -53,6 +53,8 @@ def test_goemotions_with_fine_labels_is_folded(tmp_path: Path) -> None:
     )
     labels = [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples]
     assert labels == [(ANGER,), (JOY,), (NEUTRAL,)]
+    (tmp_path / "labels.txt").rename(tmp_path / "emotions.txt")  # as its authors call it
+    assert [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples] == labels
 
 
 def test_tweeteval(tmp_path: Path) -> None:
@@ -240,6 +242,33 @@ def test_mapping_goes_by_number(tmp_path: Path) -> None:
     write_task(tmp_path / "irony", "test", ["one", "two"])
     (tmp_path / "irony" / "mapping.txt").write_text("1\tirony\n0\tnon_irony\n")
     assert read_dataset("tweeteval/irony", tmp_path, "test").classes["irony"] == ("non_irony", "irony")
+
+
+def test_a_mapping_with_names_the_wrong_way_round_is_put_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As TweetEval first published the task: 0 was, and is, what does not offend."""
+    write_task(tmp_path / "offensive", "test", ["one"])
+    (tmp_path / "offensive" / "mapping.txt").write_text("0\toffensive\n1\tnot-offensive\n")
+    classes = read_dataset("tweeteval/offensive", tmp_path, "test").classes
+    assert classes == {"offensive": ("not-offensive", "offensive")}
+    assert "wrong order" in caplog.text
+
+
+def test_folds_divide_all_splits_and_leave_no_twin_of_what_judges(tmp_path: Path) -> None:
+    said = "well well, look who finally made it to the party"
+    for split, dialogues in {"train": "012", "dev": "34", "test": "5"}.items():
+        rows = [f"line {split} {number} and nothing else,joy,{number},0\n" for number in dialogues]
+        rows.append(f'"{said}",joy,{dialogues[0]},1\n')
+        (tmp_path / f"{split}_sent_emo.csv").write_text("Utterance,Emotion,Dialogue_ID,Utterance_ID\n" + "".join(rows))
+    held_out = []
+    for fold in range(6):
+        learned, held = read_splits("meld", tmp_path, fold=(fold, 6))
+        held_out += held.texts
+        assert not {example.group for example in learned.examples} & {example.group for example in held.examples}
+        assert not (said in learned.texts and said in held.texts)
+        assert len(learned.examples) + len(held.examples) == (7 if said in held.texts else 9)
+    assert len(held_out) == 9
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

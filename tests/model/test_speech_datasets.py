@@ -174,6 +174,14 @@ def test_meld_with_recordings(tmp_path: Path, split: str, clips: str, caplog: py
     assert f"meld {split}: 1 of 3 utterances have no usable recording" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["train", "MELD.Raw", "MELD.Raw/train"])
+def test_meld_as_its_archives_unpack(tmp_path: Path, place: str) -> None:
+    write(tmp_path / place / "train_sent_emo.csv", MELD_HEADER + MELD_ROWS)
+    touch(tmp_path / place / "train_splits", "dia0_utt0.mp4")
+    examples = read_dataset("meld", tmp_path, "train").examples
+    assert [example.recording is not None for example in examples] == [True, False, False]
+
+
 def test_meld_leaves_the_broken_clip(tmp_path: Path) -> None:
     for split, folder in (("train", "train_splits"), ("dev", "dev_splits_complete")):
         write(tmp_path / f"{split}_sent_emo.csv", MELD_HEADER + "1,Hm.,Bo,neutral,neutral,125,3\n")

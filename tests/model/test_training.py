@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
 
 from emostream.model import cli, training_loop
@@ -142,7 +142,7 @@ def _stem(name: str) -> str:
     return {"meld": "meld-dev", "ravdess": "ravdess-dev-voice", "tweeteval/irony": "tweeteval-irony-dev"}[name]
 
 
-@pytest.mark.parametrize("stage", ["text", "heads", "voice"])
+@pytest.mark.parametrize("stage", ["text", "heads", "voice", "fusion"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, tmp_path: Path, stage: str) -> None:
     class Interrupted(Exception):
         pass
@@ -151,7 +151,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, 
         if name == stage and done == total // 2 + 1:  # in the middle of an epoch
             raise Interrupted
 
-    for earlier in {"text": (), "heads": ("text",), "voice": ("text", "heads")}[stage]:
+    stages = ["text", "heads", "voice", "fusion"]
+    for earlier in stages[: stages.index(stage)]:
         shutil.copytree(run / earlier, tmp_path / earlier)
     with pytest.raises(Interrupted):
         train(RECIPE, data=data, run=tmp_path, device="cpu", on_step=interrupt)
@@ -159,6 +160,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, 
     whole, resumed = load_checkpoint(run / "best"), load_checkpoint(tmp_path / "best")
     for name, tensor in whole.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[name], tensor, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def test_what_was_learned_on_other_weights_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    """As when somebody removes a stage to have it learned anew, and keeps those that were built on it."""
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "text").glob("epoch-*.safetensors"):
+        weights = load_file(file)
+        weights["branch.encoder.embeddings.LayerNorm.weight"] += 0.5
+        save_file(weights, file)
+    with pytest.raises(RecipeError, match=r"heads was learned on top of other weights.*remove it"):
+        train(RECIPE, data=data, run=tmp_path, device="cpu")
 
 
 def test_a_stop_between_two_files_loses_nothing(
@@ -271,8 +283,10 @@ def test_runs_and_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: 
         mean = torch.stack([end[f"branch.{name}"].double() for end in ends]).mean(0)
         torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=float(mean.abs().max()) / 127)
     before = (tmp_path / "best" / "model.safetensors").read_bytes()
+    (tmp_path / "text" / "log.csv").unlink()  # as a stop just before it was written leaves it
     train(recipe, data=data, run=tmp_path, device="cpu")
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "text" / "log.csv").exists()
 
 
 def end_of(stage: Path) -> dict[str, torch.Tensor]:
@@ -345,6 +359,28 @@ def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, caps
         assert values["mean"]["accuracy"] == pytest.approx(right / 60)
 
 
+_WATCHING = """
+import atexit, json, os, pathlib
+steps = []
+
+def watch():
+    from emostream.model import training
+    run_stage = training.run_stage
+    def watched(stage, *, on_step, **settings):
+        def watching(*step):
+            steps.append((sum(float(weights.double().abs().sum()) for weights in stage.parameters()), step[-1]))
+            on_step(*step)
+        return run_stage(stage, on_step=watching, **settings)
+    training.run_stage = watched
+
+if "LOCAL_RANK" in os.environ:
+    watch()
+    file = pathlib.Path(__file__).with_name(f"steps-{os.environ['RANK']}.json")
+    atexit.register(lambda: file.write_text(json.dumps(steps)))
+"""
+"""Notes weights and loss after each step, in each of the processes that torchrun starts."""
+
+
 def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
     """As with two GPUs, on the CPU: torchrun, gradients averaged, one checkpoint."""
     recipe = tmp_path / "recipe.toml"
@@ -358,11 +394,19 @@ def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     emostream = str(Path(sys.executable).with_name("emostream"))
+    (tmp_path / "sitecustomize.py").write_text(_WATCHING)
     done = subprocess.run(
         [*command, emostream, "train", "--data", data, "--out", tmp_path / "run", "--recipe", recipe],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
+    ones, others = (json.loads((tmp_path / f"steps-{rank}.json").read_text()) for rank in range(2))
+    assert len(ones) == len(others) > 10
+    assert [weights for weights, _ in ones] == [weights for weights, _ in others], "each step leaves both the same"
+    assert all(loss != other for (_, loss), (_, other) in zip(ones, others, strict=True)), "on batches of their own"
     scorer = EmotionScorer.load(tmp_path / "run" / "best", device="cpu")
     answers = scorer.score([Item(text="a so"), Item(text="the j so")]).outcomes
     assert [best(answer.scores) for answer in answers] == ["anger", "joy"]
@@ -375,7 +419,10 @@ def test_a_folder_of_another_recipe_is_left_alone(run: Path, data: Path) -> None
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.name)
 def test_recipes_are_readable(recipe: Path) -> None:
-    assert {choice.name for choice in read_recipe(recipe).text.datasets} <= set(readers())
+    read = read_recipe(recipe)
+    assert {choice.name for choice in (*read.text.datasets, *(read.voice.datasets if read.voice else ()))} <= set(
+        readers()
+    )
 
 
 def test_the_permissive_recipe_learns_from_permissive_data_alone() -> None:
