@@ -32,6 +32,9 @@ ATTEMPT = "emostream-attempt"
 REPLAYED = "emostream-replayed"
 """Header of a mark on `dead-letters`: which letter, `partition/offset`, was replayed. A mark has no `reason`."""
 
+UNREADABLE_REASON = "unreadable"
+"""Reason of a record that could not be unpacked. Its letter has nothing of it but where it stands."""
+
 _REASON = "reason"
 """The first of the headers that say why a record failed."""
 
@@ -318,6 +321,11 @@ def _syntax_fault(value: bytes, error: Exception) -> tuple[str, str]:
     return "not_json", str(error)
 
 
+_HEADER_BYTES = 100
+"""What a header takes in memory on top of its own bytes: an empty one has two on the wire."""
+
+
 def size_of(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
-    """Return how many bytes a record says."""
-    return len(key or b"") + len(value or b"") + sum(len(name) + len(said or b"") for name, said in headers)
+    """Return how many bytes of memory a record's contents take, about."""
+    named_bytes = sum(len(name) + len(said or b"") + _HEADER_BYTES for name, said in headers)
+    return len(key or b"") + len(value or b"") + named_bytes

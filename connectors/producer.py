@@ -1,13 +1,14 @@
 """The kafka-python producer that sources publish through: idempotent, acks from all, bounded in flight.
 
 `publish` returns once a record is handed over; with too many unconfirmed, it waits. Whether records arrived is known
-after `flush`: `failed` counts those that did not.
+after `settle`, which waits, or `flush`, which also raises if any did not.
 """
 
 import logging
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
@@ -29,6 +30,15 @@ default is 1 MiB and twelve bytes."""
 
 _MOST_WAIT_S = 120.0
 """How long a delivery is tried, and a place in flight waited for, before it counts as failed."""
+
+
+class Delivery(Protocol):
+    """What becomes of one record."""
+
+    exception: BaseException | None
+
+    def failed(self) -> bool:
+        """Say whether it will not arrive; known after `settle`."""
 
 
 class RecordProducer:
@@ -79,7 +89,7 @@ class RecordProducer:
         value: bytes | None,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
-    ) -> None:
+    ) -> Delivery:
         """Hand one record over; wait while too much is unconfirmed.
 
         Args:
@@ -117,20 +127,30 @@ class RecordProducer:
         self.sent += 1
         delivery.add_callback(lambda _metadata: self._release(size))
         delivery.add_errback(lambda error: self._on_failed(size, error))
+        sent: Delivery = delivery
+        return sent
 
     def flush(self) -> None:
+        """Wait until every record handed over is confirmed.
+
+        Raises:
+            BrokerError: Some have failed, or are not confirmed in time.
+        """
+        self.settle()
+        if self.failed:
+            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered: {self._fault!r}")
+
+    def settle(self) -> None:
         """Wait until every record handed over is confirmed or has failed.
 
         Raises:
-            BrokerError: Some have failed.
+            BrokerError: Some are neither in time.
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
         try:
             self._producer.flush(timeout=_MOST_WAIT_S)
         except KafkaError as error:
             raise BrokerError(f"records are not confirmed after {_MOST_WAIT_S:.0f} s: {error!r}") from error
-        if self.failed:
-            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered: {self._fault!r}")
 
     def _release(self, size: int) -> None:
         with self._confirmed:

@@ -5,13 +5,15 @@ more, and none is marked that was not replayed.
 """
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from emostream.connectors.dead_letters import Letter, Mark, Place, spans_of
-from emostream.connectors.messages import REPLAYED
+from emostream.connectors.errors import BrokerError
+from emostream.connectors.messages import REPLAYED, UNREADABLE_REASON
+from emostream.connectors.producer import Delivery
 from emostream.connectors.reader import Span
 
 
@@ -21,6 +23,7 @@ class Refusal(enum.StrEnum):
     NO_ORIGIN = "it does not say where it came from"
     OTHER_TOPIC = "it says that it came from a topic that is not ours"
     CUT = "it was too large to be kept whole"
+    UNREADABLE = "it could not be read: it stands where it came from, and nowhere else"
     ATTEMPTS = "it was replayed as often as it may be"
     REPLAYED = "it was replayed before"
 
@@ -46,6 +49,8 @@ class Rules(msgspec.Struct, frozen=True):
             return Refusal.OTHER_TOPIC
         if letter.whole_bytes is not None:
             return Refusal.CUT
+        if letter.reason == UNREADABLE_REASON:
+            return Refusal.UNREADABLE
         return Refusal.ATTEMPTS if letter.attempts >= self.most_attempts else None
 
 
@@ -80,11 +85,11 @@ class Publisher(Protocol):
         value: bytes | None,
         headers: Sequence[tuple[str, bytes]],
         partition: int | None,
-    ) -> None:
+    ) -> Delivery:
         """Hand one record over."""
 
-    def flush(self) -> None:
-        """Wait until every record handed over is confirmed, or raise."""
+    def settle(self) -> None:
+        """Wait until every record handed over is confirmed or has failed."""
 
 
 _UNCONFIRMED = 200
@@ -114,39 +119,71 @@ def plan_replay(letters: Iterable[Letter | Mark], *, admits: Callable[[Letter], 
     return plan
 
 
-def replay(letters: Iterable[Letter], producer: Publisher, *, dead_letters_topic: str) -> Iterator[int]:
+def replay(
+    letters: Iterable[Letter],
+    producer: Publisher,
+    *,
+    dead_letters_topic: str,
+    on_failed: Callable[[Place, BaseException | None], None],
+) -> Iterator[int]:
     """Publish the records of letters to where they came from, and mark each letter once its record is confirmed.
 
     A record goes to the partition that it came from, so that it meets its other half there.
+
+    Args:
+        letters: What to replay.
+        producer: What to publish with.
+        dead_letters_topic: Where the marks go.
+        on_failed: Told of each letter whose record Kafka does not take, and why; the others go on.
 
     Yields:
         How many are replayed and marked so far.
 
     Raises:
-        BrokerError: Something is not confirmed. What is not marked then may have been replayed.
+        BrokerError: Kafka is away, lets us not write there, or takes no marks. What is not marked then may have been
+            replayed.
     """
     done = 0
-    unconfirmed: list[Place] = []
+    unconfirmed: dict[Place, Delivery] = {}
+
+    def confirm() -> int:
+        confirmed = _confirm(unconfirmed, producer, dead_letters_topic, on_failed)
+        unconfirmed.clear()
+        return confirmed
+
     for letter in letters:
-        producer.publish(
-            letter.origin_topic,
-            key=letter.key,
-            value=letter.value,
-            headers=letter.replay_headers,
-            partition=letter.origin_partition,
-        )
-        unconfirmed.append(letter.place)
+        try:
+            unconfirmed[letter.place] = producer.publish(
+                letter.origin_topic,
+                key=letter.key,
+                value=letter.value,
+                headers=letter.replay_headers,
+                partition=letter.origin_partition,
+            )
+        except BrokerError:
+            yield done + confirm()
+            raise
         if len(unconfirmed) == _UNCONFIRMED:
-            yield (done := done + _confirm(unconfirmed, producer, dead_letters_topic))
-            unconfirmed.clear()
-    yield done + _confirm(unconfirmed, producer, dead_letters_topic)
+            yield (done := done + confirm())
+    yield done + confirm()
 
 
-def _confirm(places: Sequence[Place], producer: Publisher, topic: str) -> int:
-    """Wait for the records of letters, then mark the letters; return how many these are."""
-    producer.flush()
-    for place in places:
+def _confirm(
+    deliveries: Mapping[Place, Delivery],
+    producer: Publisher,
+    topic: str,
+    on_failed: Callable[[Place, BaseException | None], None],
+) -> int:
+    """Wait for the records of letters, then mark the letters whose record arrived; return how many these are."""
+    producer.settle()
+    marks = []
+    for place, delivery in deliveries.items():
+        if delivery.failed():
+            on_failed(place, delivery.exception)
+            continue
         header = (REPLAYED, str(place).encode())
-        producer.publish(topic, key=None, value=b"", headers=[header], partition=place.partition)
-    producer.flush()
-    return len(places)
+        marks.append(producer.publish(topic, key=None, value=b"", headers=[header], partition=place.partition))
+    producer.settle()
+    if faults := [mark.exception for mark in marks if mark.failed()]:
+        raise BrokerError(f"{len(faults)} letters are replayed and cannot be marked as such: {faults[0]!r}")
+    return len(marks)

@@ -109,7 +109,7 @@ def _bounded(record: Any) -> Any:
     """Return a record whose value, and key and headers together, are no larger than a request may be."""
     named_bytes = size_of(record.key, None, record.headers)
     if named_bytes > MOST_REQUEST_BYTES:
-        why = f"key and headers have {named_bytes} bytes"
+        why = f"key and headers ({len(record.headers)}) take {named_bytes} bytes of memory"
         return _unreadable(record.offset, record.timestamp, record.timestamp_type, why)
     if record.value is None or len(record.value) <= MOST_REQUEST_BYTES:
         return record

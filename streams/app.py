@@ -137,14 +137,17 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
 
     @app.agent(topic, name=name, concurrency=1)  # type: ignore[untyped-decorator]  # faust is untyped
     async def _take(stream: Any) -> None:
+        fault = ""
         try:
             async for event in stream.noack().events():
                 record = _record(event)
-                offsets.take(record)
+                offsets.take(record, event.message)
                 await offsets.room(record)
                 await intake(record)
         except Exception as error:  # noqa: BLE001  # whatever it is: Faust would go on behind the record
-            await app.crash(StreamError(f"a record of {name} cannot be taken in: {type(error).__name__}"))
+            fault = type(error).__name__
+        if fault:  # out here, Faust's log does not show what the error says, which may be the text of a post
+            await app.crash(StreamError(f"a record of {name} cannot be taken in: {fault}"))
 
 
 def _record(event: Any) -> Record:

@@ -100,7 +100,7 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
                 self._read_offset[partition] = self._committed_offset[partition] = None
                 self._acked.pop(partition, None)
                 self._acked_index.pop(partition, None)
-                self.app.offsets.forget((partition.topic, partition.partition))
+                self.app.offsets.forget((partition.topic, partition.partition), until=message)
             yield partition, message
 
     # Commits: `OffsetOrder` acknowledges in order, so all before the newest acknowledged offset is done or not there.

@@ -139,8 +139,8 @@ def dlq_replay(
     once Kafka has confirmed its record. After a crash (the last 200 letters), or when two people run it at the same
     moment, some are replayed twice all the same; that does no harm, Redis counts a post once.
 
-    Letters stay where they are; Kafka's retention removes them. Exit code 0: done; 1: some ids were not replayed, or
-    you said no.
+    Letters stay where they are; Kafka's retention removes them. Exit code 0: done; 1: Kafka did not take some, some ids
+    were not replayed, or you said no.
     """
     chosen = _filter(settings, reason, since, until, topic)
     if bool(ids) + (chosen != Filter()) + everything != 1:
@@ -164,25 +164,33 @@ def dlq_replay(
         if not yes and not typer.confirm("Replay?", err=True):
             _say(errors, "nothing was replayed")
             raise typer.Exit(1)
-        _replay(settings, plan, errors)
+        if not _replay(settings, plan, errors):
+            raise typer.Exit(1)
     _end(places, found=plan.chosen.keys() | plan.refused.keys(), failed=bool(places & plan.refused.keys()))
 
 
-def _replay(settings: Settings, plan: Plan, errors: Console) -> None:
-    """Replay what was chosen; SIGTERM and Ctrl-C end it between two letters."""
+def _replay(settings: Settings, plan: Plan, errors: Console) -> bool:
+    """Replay what was chosen, and say whether Kafka took it all; SIGTERM and Ctrl-C end it between two letters."""
     stopping = stop_on_signals()
     letters = _letters(_read(settings, spans=plan.spans, stopping=stopping.is_set))
     chosen = (letter for letter in letters if letter.place in plan.chosen and not stopping.is_set())
-    done = 0
+    done = failed = 0
+
+    def on_failed(place: Place, fault: BaseException | None) -> None:
+        nonlocal failed
+        failed += 1
+        _say(errors, f"{place} was not taken by Kafka: {fault!r}")
+
     with RecordProducer(settings.kafka_access) as producer, _progress(errors) as bar:
         task = bar.add_task("replaying", total=len(plan.chosen))
-        for done in replay(chosen, producer, dead_letters_topic=settings.dead_letters_topic):
+        for done in replay(chosen, producer, dead_letters_topic=settings.dead_letters_topic, on_failed=on_failed):
             bar.update(task, completed=done)
     if stopping.is_set():
         _say(errors, "stopped; the same command goes on from there")
     _say(errors, f"{done} of {len(plan.chosen)} records replayed and confirmed")
-    if done < len(plan.chosen) and not stopping.is_set():
-        _say(errors, "the others are gone: Kafka has removed them in the meantime")
+    if done + failed < len(plan.chosen) and not stopping.is_set():
+        _say(errors, f"{len(plan.chosen) - done - failed} are gone: Kafka has removed them in the meantime")
+    return not failed
 
 
 def _read(

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from emostream.connectors.messages import Clip, Post, size_of
+from emostream.connectors.messages import Clip, Post
 from emostream.streams.metrics import Metrics
 from emostream.streams.records import (
     Item,
@@ -32,9 +32,6 @@ from emostream.streams.records import (
     decode_posts_record,
     post_item,
 )
-
-_RECORD_BYTES = 1024
-"""What a waiting record costs on top of its own bytes."""
 
 _MOST_CLIPS_ON_THEIR_WAY = 16
 """Clips that wait for room in their batcher. The bound in bytes is for halves that wait for partners: small clips would
@@ -94,7 +91,7 @@ class Join:
                 if oldest := self._posts.oldest():
                     self._send(self._posts.remove(oldest), "no_room")
                 await self._texts.wait_forwarded()
-            self._texts.held_bytes += _bytes(record)
+            self._texts.held_bytes += record.size
             self._admit(post.content.id, post)
 
     async def take_clip(self, record: Record) -> None:
@@ -102,7 +99,7 @@ class Join:
         while self._voices.held_bytes > self._most_bytes or len(self._voices) > _MOST_CLIPS_ON_THEIR_WAY:
             await self._voices.wait_forwarded()
         clip = decode_clips_record(record, clock=self._clock)
-        self._voices.held_bytes += _bytes(record)
+        self._voices.held_bytes += record.size
         if isinstance(clip, Item):
             self._voices.add(clip)
         else:
@@ -170,7 +167,7 @@ class Join:
 
     def _send_pair(self, post: "_Wait[Post]", clip: "_Wait[Clip]", *, waited: "_Wait[Post] | _Wait[Clip]") -> None:
         self._observe_wait(waited, "joined")
-        moved_bytes = _bytes(post.half.record)
+        moved_bytes = post.half.record.size
         self._texts.release(moved_bytes)
         self._voices.held_bytes += moved_bytes
         self._under_way(post.id)
@@ -235,7 +232,7 @@ class _Outbox:
         while True:
             item = await self._items.get()
             await self._put(item)
-            self.release(sum(map(_bytes, item.records)))
+            self.release(item.size)
 
     async def wait_forwarded(self) -> None:
         """Wait until less is held."""
@@ -300,7 +297,3 @@ class _Waiting(Generic[Half]):
         if not same:
             del self._by_id[wait.id]
         return wait
-
-
-def _bytes(record: Record) -> int:
-    return size_of(record.key, record.value, record.headers) + _RECORD_BYTES

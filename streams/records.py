@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 import msgspec
 
 from emostream.connectors.errors import MalformedRecord
-from emostream.connectors.messages import Clip, Post, decode_clip, decode_post
+from emostream.connectors.messages import UNREADABLE_REASON, Clip, Post, decode_clip, decode_post, size_of
 from emostream.model.samples import Query
 
-CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 4
 """English over a WordPiece vocabulary has about 4.5 characters a token; other scripts have fewer. Only the size of
 batches rests on it, never what is read of a text."""
 
@@ -20,6 +20,9 @@ than it is: its batch is smaller than it might be. Only the size of batches rest
 
 _MOST_AUDIO_SECONDS = 60.0
 """More is not read of a clip."""
+
+_RECORD_BYTES = 1024
+"""What a record takes in memory on top of what it says."""
 
 
 class Record(msgspec.Struct, frozen=True, eq=False):
@@ -55,6 +58,11 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         return f"{self.topic}/{self.partition}/{self.offset}"
 
     @property
+    def size(self) -> int:
+        """How many bytes of memory it takes, about."""
+        return size_of(self.key, self.value, self.headers) + _RECORD_BYTES
+
+    @property
     def timestamp_ms(self) -> int:
         """Kafka's timestamp as Kafka counts: milliseconds."""
         return round(self.timestamp_s * 1000)
@@ -86,7 +94,8 @@ class Item(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         fault: A record that is neither: it travels like the others, so that order and acknowledgement are the same.
         taken_s: When it was complete, or stopped waiting for its other half, in seconds of the monotonic clock: from
             then on its waiting for a batch counts.
-        cost: Estimate of what it costs to score: tokens where there is no clip, seconds of audio where there is one.
+        cost: Estimate of what it costs to score: tokens where there is no clip, seconds of audio where there is one,
+            nothing where there is nothing to score.
     """
 
     post: Taken[Post] | None = None
@@ -106,6 +115,11 @@ class Item(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     def records(self) -> list[Record]:
         """The records that its answer answers."""
         return [half.record for half in (self.post, self.clip, self.fault) if half is not None]
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory its records take, about."""
+        return sum(record.size for record in self.records)
 
     @property
     def query(self) -> Query:
@@ -140,13 +154,12 @@ def decode_clips_record(record: Record, *, clock: Callable[[], float] = time.mon
 
 
 def _unreadable_item(record: Record, clock: Callable[[], float]) -> Item:
-    return fault_item(Taken(record, MalformedRecord("unreadable", record.unreadable), clock()))
+    return fault_item(Taken(record, MalformedRecord(UNREADABLE_REASON, record.unreadable), clock()))
 
 
 def fault_item(fault: Taken[MalformedRecord]) -> Item:
-    """Return the item of a record that becomes a dead letter; large ones make small batches."""
-    cost = len(fault.record.value or b"") // CHARACTERS_PER_TOKEN
-    return Item(fault=fault, taken_s=fault.taken_s, cost=cost)
+    """Return the item of a record that becomes a dead letter."""
+    return Item(fault=fault, taken_s=fault.taken_s, cost=0)
 
 
 def post_item(post: Taken[Post], *, taken_s: float | None = None) -> Item:
@@ -156,7 +169,7 @@ def post_item(post: Taken[Post], *, taken_s: float | None = None) -> Item:
         post: The post.
         taken_s: From when its waiting for a batch counts; from when it was taken, if not given.
     """
-    cost = 2 + len(post.content.text) // CHARACTERS_PER_TOKEN
+    cost = 2 + len(post.content.text) // _CHARACTERS_PER_TOKEN
     return Item(post=post, taken_s=post.taken_s if taken_s is None else taken_s, cost=cost)
 
 

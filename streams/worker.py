@@ -32,7 +32,7 @@ from emostream.streams.metrics import Metrics
 from emostream.streams.offsets import OffsetOrder
 from emostream.streams.pipeline import Pipeline
 from emostream.streams.probes import Check, ProbeServer
-from emostream.streams.records import CHARACTERS_PER_TOKEN, Record
+from emostream.streams.records import Record
 from emostream.streams.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -68,13 +68,14 @@ class Worker:
                 most_cost=settings.batch_tokens,
                 max_wait_s=settings.max_wait_ms / 1000,
                 queue_items=settings.queue_posts,
-                queue_cost=settings.join_waiting_mb * 2**20 / CHARACTERS_PER_TOKEN,
+                queue_bytes=settings.join_waiting_mb * 2**20,
             ),
             "clips": Batcher(
                 most_items=settings.batch_posts,
                 most_cost=settings.batch_audio_s,
                 max_wait_s=settings.max_wait_ms / 1000,
                 queue_items=settings.queue_clips,
+                queue_bytes=settings.join_waiting_mb * 2**20,
             ),
         }
         self._join = Join(

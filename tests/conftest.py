@@ -7,6 +7,7 @@ checkout). Where there is none, the header says so and those runs do not exist.
 
 import datetime as dt
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -65,13 +66,16 @@ others."""
 
 @functools.cache
 def _code() -> str:
-    """Return what tells the code that runs from any other: the commit that changed it last, and whether it is clean."""
-    folders = ["streams", "connectors", "model", "tests/faults"]
+    """Return what tells the code that runs from any other: the commit that changed it last, a sum of what did since."""
+    ours = ["streams", "connectors", "model", ":!model/weights/MODEL_CARD.md"]
+    tests = ["tests/faults", "tests/accounts.py", "tests/faulty.py", "tests/support.py"]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments, "--", *folders], capture_output=True, text=True, cwd=ROOT).stdout
+        command = ["git", *arguments, "--", *ours, *tests]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
 
-    return git("log", "-1", "--format=%h").strip() + " and changes" * bool(git("status", "--porcelain"))
+    commit, changes = git("log", "-1", "--format=%h").strip(), git("status", "--porcelain") + git("diff", "HEAD")
+    return f"{commit} and changes {hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else commit
 
 
 def _done() -> dict[str, list[list[object]]]:

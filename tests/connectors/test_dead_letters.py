@@ -2,6 +2,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,19 +49,34 @@ def everything(_letter: Letter) -> bool:
     return True
 
 
-class ListPublisher:
-    """A producer that is a list; it confirms so many times."""
+class Delivered:
+    """What became of a record."""
 
-    def __init__(self, confirms: int = 1000) -> None:
+    def __init__(self, exception: Exception | None = None) -> None:
+        self.exception = exception
+
+    def failed(self) -> bool:
+        return self.exception is not None
+
+
+class ListPublisher:
+    """A producer that is a list; it settles so many times, takes no value that says so, and no marks if told."""
+
+    def __init__(self, confirms: int = 1000, *, takes_marks: bool = True) -> None:
+        self._takes_marks = takes_marks
         self.records: list[tuple[str, bytes | None, bytes | None, list[tuple[str, bytes]], int | None]] = []
         self._confirms = confirms
 
     def publish(
         self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers, partition: int | None
-    ) -> None:
+    ) -> Delivered:
+        if value == b"forbidden":
+            raise BrokerError("not allowed")
         self.records.append((topic, key, value, list(headers), partition))
+        refused = value == b"too large" or (not value and not self._takes_marks)
+        return Delivered(ValueError("refused") if refused else None)
 
-    def flush(self) -> None:
+    def settle(self) -> None:
         self._confirms -= 1
         if self._confirms < 0:
             raise BrokerError("the broker is away")
@@ -226,6 +242,7 @@ class TestPlan:
                 Mark(Place(0, 5)),
                 letter("0/6", [(ATTEMPT, b"2")], reason="audio_rate", origin="clips/1/1"),
                 Mark(Place(7, 7)),
+                letter("0/7", reason="unreadable"),
             ],
             admits=everything,
             rules=RULES,
@@ -240,6 +257,7 @@ class TestPlan:
             "0/3": Refusal.CUT,
             "0/4": Refusal.ATTEMPTS,
             "0/5": Refusal.REPLAYED,
+            "0/7": Refusal.UNREADABLE,
         }
         assert plan.spans == [Span(0, 0, 7)]
 
@@ -258,7 +276,9 @@ class TestPlan:
 
 class TestReplay:
     def replayed(self, letters: Iterable[Letter], publisher: ListPublisher) -> list[int]:
-        return list(replay(letters, publisher, dead_letters_topic="dead-letters"))
+        self.failed: list[str] = []
+        on_failed = lambda place, fault: self.failed.append(f"{place}: {fault!r}")  # noqa: E731
+        return list(replay(letters, publisher, dead_letters_topic="dead-letters", on_failed=on_failed))
 
     def test_the_record_goes_back_as_it_was_and_then_the_letter_is_marked(self) -> None:
         publisher = ListPublisher()
@@ -276,6 +296,30 @@ class TestReplay:
         marks = [headers for topic, _, _, headers, _ in publisher.records if topic == "dead-letters"]
         assert marks == [[(REPLAYED, b"0/0")], [(REPLAYED, b"0/1")]]
         assert len(publisher.records) == 2 + 2 + 2
+
+    def marked(self, publisher: ListPublisher) -> list[bytes]:
+        return [headers[0][1] for topic, _, _, headers, _ in publisher.records if topic == "dead-letters"]
+
+    def test_what_kafka_does_not_take_is_named_and_its_neighbours_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(replaying, "_UNCONFIRMED", 2)
+        publisher = ListPublisher()
+        letters = [letter(f"0/{i}") for i in range(5)]
+        letters[2] = msgspec.structs.replace(letters[2], value=b"too large")
+        assert self.replayed(letters, publisher) == [2, 3, 4]
+        assert self.failed == ["0/2: ValueError('refused')"]
+        assert self.marked(publisher) == [b"0/0", b"0/1", b"0/3", b"0/4"]
+
+    def test_what_went_out_before_something_forbidden_is_marked(self) -> None:
+        publisher = ListPublisher()
+        letters = [letter(f"0/{i}") for i in range(3)]
+        letters[2] = msgspec.structs.replace(letters[2], value=b"forbidden")
+        with pytest.raises(BrokerError, match="not allowed"):
+            self.replayed(letters, publisher)
+        assert self.marked(publisher) == [b"0/0", b"0/1"]
+
+    def test_a_letter_that_cannot_be_marked_is_an_error(self) -> None:
+        with pytest.raises(BrokerError, match="2 letters are replayed and cannot be marked"):
+            self.replayed([letter("0/0"), letter("0/1")], ListPublisher(takes_marks=False))
 
     def test_progress_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(replaying, "_UNCONFIRMED", 2)

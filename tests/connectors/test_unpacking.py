@@ -75,7 +75,13 @@ def test_a_batch_that_cannot_be_unpacked_stands_there_record_by_record(damage: s
 def test_headers_that_swell_are_none_that_can_be_read(compression: int) -> None:
     found = read(batch([("a", bytes(2_000_000))], compression=compression))
     assert [record.value for record in found] == [b"v0", None, b"v2"]
-    assert dict(found[1].headers) == {unpacking.UNREADABLE: b"key and headers have 2000002 bytes"}
+    assert dict(found[1].headers) == {unpacking.UNREADABLE: b"key and headers (1) take 2000102 bytes of memory"}
+
+
+def test_many_headers_that_say_nothing_take_memory_all_the_same() -> None:
+    found = read(batch([("", b"")] * 12_000, compression=0))
+    assert [record.value for record in found] == [b"v0", None, b"v2"]
+    assert dict(found[1].headers) == {unpacking.UNREADABLE: b"key and headers (12000) take 1200001 bytes of memory"}
 
 
 @pytest.mark.parametrize("compression", CODECS[1:])

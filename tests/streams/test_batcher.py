@@ -11,9 +11,9 @@ from emostream.streams.batcher import Batcher
 from emostream.streams.records import Item, Record, Taken
 
 
-def make_item(offset: int, tokens: int, taken_s: float = 0.0) -> Item:
+def make_item(offset: int, tokens: int, taken_s: float = 0.0, headers: tuple[tuple[str, bytes], ...] = ()) -> Item:
     record = Record(
-        topic="posts", partition=0, offset=offset, timestamp_s=0.0, key=None, value=None, headers=(),
+        topic="posts", partition=0, offset=offset, timestamp_s=0.0, key=None, value=None, headers=headers,
         acknowledge=lambda: None,
     )  # fmt: skip
     post = Taken(record, Post(id=str(offset), text="x"), taken_s)
@@ -72,6 +72,23 @@ async def test_a_full_queue_makes_its_source_wait() -> None:
     await batcher.take()
     await asyncio.wait_for(fifth, 5)
     assert len(batcher) == 3
+
+
+async def test_memory_bounds_queue_and_batches_whatever_the_model_pays() -> None:
+    """Two empty headers are four bytes on the wire, and some hundred each in memory; a record takes 1 KiB itself."""
+    batcher = Batcher(most_items=100, most_cost=1000, max_wait_s=3600, queue_items=100, queue_bytes=40_000)
+    for offset in range(12):
+        headers = (("", b""),) * 20 + (("a", b"x" * 299),)
+        await asyncio.wait_for(batcher.put(make_item(offset, 0, headers=headers)), 5)
+    thirteenth = asyncio.create_task(batcher.put(make_item(12, 0)))
+    await asyncio.sleep(0.01)
+    assert not thirteenth.done(), "3,424 bytes each, 40,000 and more in all"
+    assert offsets(await asyncio.wait_for(batcher.take(), 5)) == [0, 1], "no more than 10,000 together"
+    await asyncio.wait_for(thirteenth, 5)
+    large = Batcher(most_items=100, most_cost=1000, max_wait_s=3600, queue_items=100, queue_bytes=40_000)
+    for offset in range(2):
+        await large.put(make_item(offset, 0, headers=(("a", b"x" * 20_000),)))
+    assert offsets(await asyncio.wait_for(large.take(), 5)) == [0], "what is too large for a batch is one"
 
 
 async def test_cancelled_take_loses_nothing() -> None:

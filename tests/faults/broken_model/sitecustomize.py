@@ -18,8 +18,9 @@ if "emostream.streams.gpu_process" in sys.orig_argv:
     prepare, forward = EmotionScorer.prepare, TextBranch.forward
 
     def prepare_or_raise(self, items):
-        if any("POISON" in (item.text or "") for item in items):
-            raise RuntimeError("this text is poison")
+        for item in items:
+            if "POISON" in (item.text or ""):
+                raise RuntimeError(f"cannot read {item.text!r}")  # as careless libraries do
         return prepare(self, items)
 
     def forward_or_raise(self, ids_WT):
