@@ -174,6 +174,11 @@ class EmotionScorer:
         if self._network.voice is not None:
             self.score([Item(text=_WARM_UP_TEXTS[0], recording=recording) for recording in _warm_up_recordings()])
 
+    def probe(self) -> None:
+        """Score a short text and a short recording: what raises here raises on everything."""
+        recording = _warm_up_recordings()[0] if self._network.voice is not None else None
+        self.score([Item(text=_WARM_UP_TEXTS[0]), Item(text=_WARM_UP_TEXTS[0], recording=recording)])
+
     def score(self, items: Sequence[Item]) -> BatchOutcome:
         """Score items of any length: `prepare`, then `compute`.
 

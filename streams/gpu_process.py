@@ -171,13 +171,13 @@ def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fau
 
 
 def _end_unless_sound(scorer: "EmotionScorer") -> None:
-    """End the process if it cannot even score what it scored at its start.
+    """End the process if it cannot even score the least that there is.
 
     A device that has failed for good raises on every batch; no post is to blame for that. The next process is ready
     only when its device works.
     """
     try:
-        scorer.warm_up()
+        scorer.probe()
     except Exception:  # noqa: BLE001  # said in the log; the parent starts another process
         _log.exception("the device or the model has failed; ending")
         os._exit(1)
