@@ -1,4 +1,4 @@
-"""The kafka-python producer that sources publish through: idempotent, acks from all, bounded in flight.
+"""The kafka-python producer that sources and `dlq replay` publish through: acks from all, bounded in flight.
 
 `publish` returns once a record is handed over; with too many unconfirmed, it waits. Whether records arrived is known
 after `settle`, which waits, or `flush`, which also raises if any did not.
@@ -46,13 +46,16 @@ class RecordProducer:
 
     Args:
         access: Where Kafka is, and how to get in.
+        idempotent: Have what kafka-python sends again stand in Kafka once. In return, the first record that Kafka
+            refuses is its last: all that follow fail.
 
     Raises:
         BrokerError: On entering, when no broker answers.
     """
 
-    def __init__(self, access: KafkaAccess) -> None:
+    def __init__(self, access: KafkaAccess, *, idempotent: bool = True) -> None:
         self._access = access
+        self._idempotent = idempotent
         self._producer: KafkaProducer | None = None
         self._confirmed = threading.Condition()
         self._in_flight_bytes = 0
@@ -65,7 +68,7 @@ class RecordProducer:
             KafkaProducer,
             self._access,
             acks="all",
-            enable_idempotence=True,
+            enable_idempotence=self._idempotent,
             linger_ms=5,
             compression_type="gzip",
             max_request_size=MOST_REQUEST_BYTES,

@@ -263,8 +263,12 @@ def _read_goemotions(folder: Path, split: str) -> Dataset:
 
     They stand in `labels.txt`, or in `emotions.txt` as the authors call it.
     """
-    published = folder / "emotions.txt"
-    label_file = published if published.is_file() else existing_file(folder / "labels.txt", "one label a line")
+    by_authors = folder / "emotions.txt"
+    ours_first = folder / "labels.txt"
+    if by_authors.is_file() and not ours_first.exists():
+        label_file = by_authors
+    else:
+        label_file = existing_file(ours_first, "one label a line")
     ids = _label_ids(label_file.read_text("utf-8").split(), label_file)
     file = existing_file(folder / f"{split}.tsv", "text, label ids and comment id, tab-separated")
     examples = tuple(

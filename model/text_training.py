@@ -151,11 +151,11 @@ class TextStage(Stage):
         return float(settings.learning_rate * settings.layer_decay ** (depth - 1 - layer))
 
     def judge(self) -> tuple[Evaluation, ...]:
-        """Evaluate each data set's development split, each head at its own best temperature."""
+        """Evaluate each data set's development split, each task at its own best temperature."""
         return self.judge_sets(self._dev_sets)
 
     def judge_sets(self, datasets: Sequence[Dataset]) -> tuple[Evaluation, ...]:
-        """Evaluate some data sets, each head at the temperature that is best for them."""
+        """Evaluate some data sets, each task at the temperature that is best for them."""
         logits = self._logits(datasets)
         temperatures = _head_temperatures(datasets, logits)
         return tuple(

@@ -122,9 +122,8 @@ def _learn_on(
     """Run the heads stage, and leave the heads as they were if no epoch made them better."""
     before, came = {name: tensor.clone() for name, tensor in heads.state_dict().items()}, heads.judge()
     progress = run_stage(heads, folder=folder, compute=compute, seed=seed, built_on=[text.branch], on_step=on_step)
-    best = progress.best
-    if best.figure > heads.figure(came):
-        return best.evaluations
+    if progress.best.figure > heads.figure(came):
+        return progress.best.evaluations
     heads.load_state_dict(before)
     return came
 

@@ -255,7 +255,7 @@ class _Trainer:
         if not (self._folder / _PROGRESS).exists():
             return
         built_on, self.progress = self.progress.built_on, _read_progress(self._folder)
-        if self.progress.built_on != built_on:
+        if self.progress.built_on not in ("", built_on):  # empty if it was begun before this was kept
             raise RecipeError(
                 f"{self._folder} was learned on top of other weights than the stages before it have now; "
                 "remove it, and it is learned anew"

@@ -141,7 +141,7 @@ def _add_agent(app: faust.App, name: str, intake: Intake, *, offsets: OffsetOrde
         try:
             async for event in stream.noack().events():
                 record = _record(event)
-                offsets.take(record, event.message)
+                offsets.take(record)
                 await offsets.room(record)
                 await intake(record)
         except Exception as error:  # noqa: BLE001  # whatever it is: Faust would go on behind the record

@@ -45,6 +45,7 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._queue_items = queue_items
         self._queue_bytes = queue_bytes
+        self._most_bytes = queue_bytes / _BATCH_PART
         self._clock = clock
         self._full: deque[list[Item]] = deque()
         self._open: list[Item] = []
@@ -62,13 +63,14 @@ class Batcher:
         while self._waiting >= self._queue_items or (self._waiting and self._waiting_bytes >= self._queue_bytes):
             self._space.clear()
             await self._space.wait()
-        if self._open and not self._fits(item):
+        size = item.size
+        if self._open and not self._fits(item.cost, size):
             self._close_open_batch()
         self._open.append(item)
         self._open_cost += item.cost
-        self._open_bytes += item.size
+        self._open_bytes += size
         self._waiting += 1
-        self._waiting_bytes += item.size
+        self._waiting_bytes += size
         self._arrival.set()
 
     async def take(self) -> Batch:
@@ -90,20 +92,22 @@ class Batcher:
         self._space.set()
         return batch
 
-    def _fits(self, item: Item) -> bool:
+    def _fits(self, cost: float, size: int) -> bool:
         return (
             len(self._open) < self._most_items
-            and self._open_cost + item.cost <= self._most_cost
-            and self._open_bytes + item.size <= self._queue_bytes / _BATCH_PART
+            and self._open_cost + cost <= self._most_cost
+            and self._open_bytes + size <= self._most_bytes
         )
 
     def _left_s(self) -> float | None:
         """Seconds until the open batch must leave; None while it is empty."""
         if not self._open:
             return None
-        if len(self._open) >= self._most_items or self._open_cost >= self._most_cost:
-            return 0.0
-        if self._open_bytes >= self._queue_bytes / _BATCH_PART:
+        if (
+            len(self._open) >= self._most_items
+            or self._open_cost >= self._most_cost
+            or self._open_bytes >= self._most_bytes
+        ):
             return 0.0
         return self._open[0].taken_s + self._max_wait_s - self._clock()
 

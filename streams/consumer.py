@@ -5,6 +5,7 @@ docs/decisions/0015. Each class changes as little of Faust's as it can.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -50,6 +51,11 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is 
 
 @_logs_as_before
 class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._begun: Counter[Any] = Counter()
+        """How often the log of a partition has begun anew; a message bears the number that it was read at."""
+
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
@@ -97,11 +103,20 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
         async for partition, message in super().getmany(timeout):
             read = self._read_offset[partition]
             if read is not None and message.offset < read:
+                self._begun[partition] += 1
                 self._read_offset[partition] = self._committed_offset[partition] = None
                 self._acked.pop(partition, None)
                 self._acked_index.pop(partition, None)
-                self.app.offsets.forget((partition.topic, partition.partition), until=message)
+            message.log = self._begun[partition]
             yield partition, message
+
+    def ack(self, message: Any) -> bool:
+        """Acknowledge; of a log that has ended, nothing is committed any more."""
+        if message.log == self._begun[message.tp]:
+            return bool(super().ack(message))
+        message.acked = True
+        self._unacked_messages.discard(message)
+        return False
 
     # Commits: `OffsetOrder` acknowledges in order, so all before the newest acknowledged offset is done or not there.
 
@@ -119,18 +134,19 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
 
     async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:  # noqa: ARG002
         """Commit; what Kafka does not take is committed next time, and not counted as committed, as Faust does."""
-        generation, ours = self.app.consumer_generation_id, self._ours(offsets)
+        generation, ours, begun = self.app.consumer_generation_id, self._ours(offsets), self._begun.copy()
         if not ours:
             return False
-        if await self._commit(ours):
-            self._committed_offset.update(ours)
-            for partition, offset in ours.items():
+        taken: bool = await self._commit(ours)
+        of_this_log = {each: offset for each, offset in ours.items() if self._begun[each] == begun[each]}
+        if taken:
+            self._committed_offset.update(of_this_log)
+            for partition, offset in of_this_log.items():
                 self.app.offsets.committed((partition.topic, partition.partition), offset)
-            return True
-        if generation == self.app.consumer_generation_id:
-            for partition, offset in self._ours(ours).items():
+        elif generation == self.app.consumer_generation_id:
+            for partition, offset in self._ours(of_this_log).items():
                 self._acked[partition].append(offset - 1)
-        return False
+        return taken
 
     def verify_event_path(self, now: float, tp: Any) -> None:
         """Do nothing.

@@ -136,8 +136,8 @@ def dlq_replay(
     letter that says how often it was replayed, and is replayed N times at most. Name ids, give filters, or take --all.
 
     Run it twice, and nothing is replayed twice: each letter replayed is marked as such on the topic of dead letters,
-    once Kafka has confirmed its record. After a crash (the last 200 letters), or when two people run it at the same
-    moment, some are replayed twice all the same; that does no harm, Redis counts a post once.
+    once Kafka has confirmed its record. After a crash (the last 200 letters), when a connection breaks, or when two
+    people run it at the same moment, some are replayed twice all the same; that does no harm, Redis counts a post once.
 
     Letters stay where they are; Kafka's retention removes them. Exit code 0: done; 1: Kafka did not take some, some ids
     were not replayed, or you said no.
@@ -160,13 +160,13 @@ def dlq_replay(
     elif places:
         _say(errors, *refusal_lines(plan))
     _say(errors, plan_summary(plan, done="would be replayed" if dry_run else "to be replayed"))
+    failed = bool(places & plan.refused.keys())
     if plan.chosen and not dry_run:
         if not yes and not typer.confirm("Replay?", err=True):
             _say(errors, "nothing was replayed")
             raise typer.Exit(1)
-        if not _replay(settings, plan, errors):
-            raise typer.Exit(1)
-    _end(places, found=plan.chosen.keys() | plan.refused.keys(), failed=bool(places & plan.refused.keys()))
+        failed |= not _replay(settings, plan, errors)
+    _end(places, found=plan.chosen.keys() | plan.refused.keys(), failed=failed)
 
 
 def _replay(settings: Settings, plan: Plan, errors: Console) -> bool:
@@ -181,7 +181,7 @@ def _replay(settings: Settings, plan: Plan, errors: Console) -> bool:
         failed += 1
         _say(errors, f"{place} was not taken by Kafka: {fault!r}")
 
-    with RecordProducer(settings.kafka_access) as producer, _progress(errors) as bar:
+    with RecordProducer(settings.kafka_access, idempotent=False) as producer, _progress(errors) as bar:
         task = bar.add_task("replaying", total=len(plan.chosen))
         for done in replay(chosen, producer, dead_letters_topic=settings.dead_letters_topic, on_failed=on_failed):
             bar.update(task, completed=done)

@@ -54,23 +54,11 @@ class OffsetOrder:
         """By what acknowledges it: two deliveries of one record are told apart by that."""
         self._fewer = asyncio.Event()
         self._uncommitted: dict[Partition, _Uncommitted] = {}
-        self._begins_with: dict[Partition, object] = {}
-        """The message that a log begins anew with, until it is taken."""
         self.partitions: set[Partition] = set()
 
-    def take(self, record: Record, message: object = None) -> None:
-        """Note that a record was taken; records of a partition come in the order of their offsets.
-
-        Args:
-            record: The record.
-            message: What it was to Kafka's client.
-        """
-        partition = (record.topic, record.partition)
-        if (first := self._begins_with.get(partition)) is not None:
-            if message is not first:
-                return  # it waited in a queue while its log ended: it is answered, and never acknowledged
-            del self._begins_with[partition]
-        taken = self._taken.setdefault(partition, OrderedDict())
+    def take(self, record: Record) -> None:
+        """Note that a record was taken; records of a partition come in the order of their offsets."""
+        taken = self._taken.setdefault((record.topic, record.partition), OrderedDict())
         taken[record.acknowledge] = _Place(record.offset)
 
     async def room(self, record: Record) -> None:
@@ -112,20 +100,8 @@ class OffsetOrder:
         """
         self.partitions.difference_update(partitions)
         for partition in partitions:
-            self.forget(partition)
-
-    def forget(self, partition: Partition, *, until: object = None) -> None:
-        """Forget what was taken from a partition: it is never acknowledged.
-
-        Args:
-            partition: Which.
-            until: The message that its log begins anew with, if it does: nothing is noted before that is taken.
-        """
-        self._begins_with.pop(partition, None)
-        if until is not None:
-            self._begins_with[partition] = until
-        self._uncommitted.pop(partition, None)
-        self._taken.pop(partition, None)
+            self._uncommitted.pop(partition, None)
+            self._taken.pop(partition, None)
         self._fewer.set()
 
     @property
@@ -145,4 +121,4 @@ class OffsetOrder:
 
     def _await_commit(self, partition: Partition, offset: int) -> None:
         waiting = self._uncommitted.setdefault(partition, _Uncommitted(newest_offset=offset, since_s=self._clock()))
-        waiting.newest_offset = max(waiting.newest_offset, offset)
+        waiting.newest_offset = offset  # lower than before where a log has begun anew

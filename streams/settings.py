@@ -118,7 +118,8 @@ class Settings(BaseSettings):
     join_waiting_mb: float = Field(
         64.0,
         gt=0,
-        description="MiB of posts, and of clips, that may wait; beyond, the oldest post goes on alone, no clip is read",
+        description="MiB of posts, and of clips, that may wait for their other half (beyond, the oldest post goes on "
+        "alone, no clip is read), and as many of each that may wait for the model.",
     )
     late_s: int = Field(
         600, ge=1, description="Seconds in which a half that comes late is still joined: pooled vectors live in Redis."

@@ -1,5 +1,6 @@
 """`emotions` refuses: a message too large, a topic that is gone, no authorisation. On an Apache Kafka of its own."""
 
+import datetime as dt
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ from support import (
     PARTITIONS,
     Broker,
     await_true,
+    emostream,
     make_settings,
     publish,
     publish_clips,
     running_worker,
 )
 
-from emostream.connectors.messages import Post
+from emostream.connectors.messages import DeadLetterHeaders, Post
+from emostream.connectors.producer import RecordProducer
+from emostream.connectors.reader import read_spans
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack
@@ -85,6 +89,31 @@ def test_dead_letters_too_large(cluster: Cluster, own: Settings, note_row: NoteR
         ledger = settle(own, (), [id_ for id_, _ in clips], within_s=60)
     account = note_row("`dead-letters` refuses: message too large", "kafka", ledger)
     assert account.dead_letters == len(clips)
+
+
+def test_a_replay_goes_on_past_what_kafka_refuses(cluster: Cluster, own: Settings) -> None:
+    """It is named; what went beside it is marked, and does not go again."""
+    limit = ("--alter", "--entity-type", "topics", "--entity-name", own.posts_topic)
+    cluster.tool("kafka-configs", *limit, "--add-config", "max.message.bytes=20000")
+    why = DeadLetterHeaders(
+        reason="not_json", error="because", origin=f"{own.posts_topic}/0/0", failed_at=dt.datetime.now(dt.UTC)
+    )
+    with RecordProducer(own.kafka_access) as producer:
+        for number in range(5):
+            value = random.Random(1).randbytes(40_000) if number == 2 else b"oops"
+            producer.publish(own.dead_letters_topic, key=str(number), value=value, headers=why.encode(), partition=0)
+        producer.flush()
+    done = emostream(own, "dlq", "replay", "--all", "--yes")
+    assert done.returncode == 1
+    assert "0/2 was not taken by Kafka" in done.stderr
+    assert "4 of 5 records replayed and confirmed" in done.stderr
+    again = emostream(own, "dlq", "replay", "0/2", "0/77", "--yes")
+    assert again.returncode == 1
+    assert "no dead letter stands at 0/77" in again.stderr
+    assert "to be replayed: 1 dead letter" in emostream(own, "dlq", "replay", "--all", "--yes").stderr
+    assert sorted((record.key, record.value) for record in read_spans(own.kafka_access, own.posts_topic)) == [
+        (b"%d" % number, b"oops") for number in (0, 1, 3, 4)
+    ]
 
 
 def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from emostream.model.datasets import (
 from emostream.model.errors import DatasetError
 from emostream.model.samples import EMOTION, LABELS
 
-ANGER, JOY, NEUTRAL, SURPRISE = (LABELS.index(name) for name in ("anger", "joy", "neutral", "surprise"))
+ANGER, JOY, NEUTRAL, SADNESS, SURPRISE = map(LABELS.index, ("anger", "joy", "neutral", "sadness", "surprise"))
 TWEET_EMOTIONS = "0\tanger\n1\tjoy\n2\toptimism\n3\tsadness"
 STANCES = "0\tnone\n1\tagainst\n2\tfavor"
 E_C_HEADER = "ID\tTweet\tanger\tjoy\ttrust\n"
@@ -55,6 +55,10 @@ def test_goemotions_with_fine_labels_is_folded(tmp_path: Path) -> None:
     assert labels == [(ANGER,), (JOY,), (NEUTRAL,)]
     (tmp_path / "labels.txt").rename(tmp_path / "emotions.txt")  # as its authors call it
     assert [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples] == labels
+    write(tmp_path, {"labels.txt": "joy\nanger\nsadness\nneutral\n"})  # somebody's own grouping, beside theirs
+    assert [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples] == [
+        (JOY,), (ANGER, SADNESS), (NEUTRAL,)
+    ]  # fmt: skip
 
 
 def test_tweeteval(tmp_path: Path) -> None:

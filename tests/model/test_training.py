@@ -173,6 +173,17 @@ def test_what_was_learned_on_other_weights_is_refused(run: Path, data: Path, tmp
         train(RECIPE, data=data, run=tmp_path, device="cpu")
 
 
+def test_a_run_of_before_checksums_were_kept_is_resumed(run: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "best").rename(tmp_path / "as it was")
+    for file in tmp_path.glob("*/progress.json"):
+        progress = json.loads(file.read_bytes())
+        del progress["built_on"]
+        file.write_text(json.dumps(progress))
+    train(RECIPE, data=data, run=tmp_path, device="cpu")
+    assert (tmp_path / "best/model.safetensors").read_bytes() == (tmp_path / "as it was/model.safetensors").read_bytes()
+
+
 def test_a_stop_between_two_files_loses_nothing(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,8 +237,7 @@ async def test_a_log_that_begins_anew_is_read_from_its_beginning(settings: Setti
         shell.end_outage()
         await publish(settings, settings.posts_topic, [b"a post"] * 100)
         await eventually(lambda: len(shell.posts.taken) == 100 and not shell.offsets.uncommitted_s)
-        partitions = [each for each in shell.app.consumer.assignment() if each.topic == settings.posts_topic]
-        await shell.app.consumer._thread.seek_to_beginning(*map(ensure_aiokafka_TP, partitions))
+        await begin_anew(shell, settings.posts_topic)
         await eventually(lambda: shell.posts.deliveries == 200)
         await eventually(lambda: not shell.offsets.uncommitted_s)
 
@@ -259,8 +258,7 @@ async def test_what_waits_when_a_log_begins_anew_is_answered_and_not_acknowledge
     async with running(settings, tmp_path, OnceThrough) as shell:
         await publish(settings, settings.posts_topic, [b"a post"] * 100)
         await eventually(lambda: shell.posts.deliveries == 1 and shell.held(settings.posts_topic) == 99)
-        partitions = [each for each in shell.app.consumer.assignment() if each.topic == settings.posts_topic]
-        await shell.app.consumer._thread.seek_to_beginning(*map(ensure_aiokafka_TP, partitions))
+        await begin_anew(shell, settings.posts_topic)
         await eventually(lambda: shell.held(settings.posts_topic) == 199)
         shell.posts.open.set()
         await eventually(lambda: shell.posts.deliveries == 101)
@@ -268,6 +266,63 @@ async def test_what_waits_when_a_log_begins_anew_is_answered_and_not_acknowledge
         assert not any(shell.app.consumer._committed_offset.values())
         shell.posts.open.set()
         await eventually(lambda: shell.posts.deliveries == 200 and not shell.offsets.uncommitted_s)
+
+
+async def test_a_rebalance_goes_on_once_what_was_of_a_log_that_ended_is_answered(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Nothing is committed for it, but Faust gives partitions up once all that was taken is acknowledged."""
+    async with running(settings, tmp_path / "first") as first:
+        await publish(settings, settings.posts_topic, [b"a post"] * 100)
+        await eventually(lambda: first.posts.deliveries == 1 and first.held(settings.posts_topic) == 99)
+        await begin_anew(first, settings.posts_topic)
+        await eventually(lambda: first.held(settings.posts_topic) == 199)
+        second = Shell(settings, tmp_path / "second")
+        joining = asyncio.create_task(second.app.start())
+        try:
+            await eventually(lambda: first.app.rebalancing)
+            first.end_outage()
+            second.end_outage()
+            await joining
+            await eventually(lambda: bool(first.offsets.partitions and second.offsets.partitions))
+            await eventually(lambda: len(first.posts.taken | second.posts.taken) == 100)
+        finally:
+            await second.app.stop()
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+async def test_a_commit_under_way_when_a_log_begins_anew_says_nothing_of_the_new_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, succeeds: bool
+) -> None:
+    """Brought back, the old offset would be committed over records of the new log that nobody has answered."""
+    under_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: object) -> bool:
+        under_way.set()
+        await go_on.wait()
+        return succeeds
+
+    async with running(settings, tmp_path) as shell:
+        monkeypatch.setattr(shell.app.consumer, "_commit", slow)
+        await publish(settings, settings.posts_topic, [b"a post"] * 100)
+        shell.posts.open.set()
+        await eventually(lambda: shell.posts.deliveries == 100 and under_way.is_set())
+        shell.posts.open.clear()
+        await begin_anew(shell, settings.posts_topic)
+        await eventually(lambda: shell.posts.deliveries == 101 and shell.held(settings.posts_topic) == 99)
+        monkeypatch.undo()
+        go_on.set()
+        await asyncio.sleep(3 * settings.commit_interval_s)
+        assert not any(shell.app.consumer._acked.values())
+        assert not any(shell.app.consumer._committed_offset.values())
+        shell.end_outage()
+        await eventually(lambda: shell.posts.deliveries == 200 and not shell.offsets.uncommitted_s)
+
+
+async def begin_anew(shell: Shell, topic: str) -> None:
+    """Have the client go back to where the logs of a topic begin, as it does when they begin anew."""
+    partitions = [each for each in shell.app.consumer.assignment() if each.topic == topic]
+    await shell.app.consumer._thread.seek_to_beginning(*map(ensure_aiokafka_TP, partitions))
 
 
 async def test_each_worker_gets_partitions_while_there_are_enough(settings: Settings, tmp_path: Path) -> None:
