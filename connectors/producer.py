@@ -4,6 +4,7 @@
 after `settle`, which waits, or `flush`, which also raises if any did not.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, UnknownError
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import connect
@@ -151,9 +152,14 @@ class RecordProducer:
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
         try:
-            self._producer.flush(timeout=_MOST_WAIT_S)
+            # A batch that Kafka refuses as too large is split and sent in parts; `flush` does not wait for these.
+            with contextlib.suppress(UnknownError):
+                self._producer.flush(timeout=_MOST_WAIT_S)
         except KafkaError as error:
             raise BrokerError(f"records are not confirmed after {_MOST_WAIT_S:.0f} s: {error!r}") from error
+        with self._confirmed:
+            if not self._confirmed.wait_for(lambda: not self._in_flight_bytes, timeout=_MOST_WAIT_S):
+                raise BrokerError(f"records are not confirmed after {_MOST_WAIT_S:.0f} s")
 
     def _release(self, size: int) -> None:
         with self._confirmed:

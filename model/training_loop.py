@@ -260,6 +260,7 @@ class _Trainer:
                 f"{self._folder} was learned on top of other weights than the stages before it have now; "
                 "remove it, and it is learned anew"
             )
+        self.progress.built_on = built_on
         if self._rank == 0:  # perhaps it was stopped after the epoch was kept, and before that was told
             self._report()
         last = self.progress.epochs[-1].epoch

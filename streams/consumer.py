@@ -105,10 +105,12 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
             if read is not None and message.offset < read:
                 self._begun[partition] += 1
                 self._read_offset[partition] = self._committed_offset[partition] = None
-                self._acked.pop(partition, None)
+                self._acked[partition] = [message.offset - 1]  # or Kafka keeps an offset that the new log may grow past
                 self._acked_index.pop(partition, None)
             message.log = self._begun[partition]
             yield partition, message
+            if self._read_offset[partition] == message.offset:  # Faust notes the last one, and the next after a seek
+                self._read_offset[partition] = message.offset + 1
 
     def ack(self, message: Any) -> bool:
         """Acknowledge; of a log that has ended, nothing is committed any more."""

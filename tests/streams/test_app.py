@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.transport.drivers.aiokafka import ensure_aiokafka_TP
 from support import Broker, group_members, make_settings
@@ -231,15 +231,26 @@ async def test_a_worker_that_had_nothing_takes_over_all_that_is_left(
         await eventually(lambda: len(first.posts.taken | second.posts.taken) == 1000, within_s=30)
 
 
-async def test_a_log_that_begins_anew_is_read_from_its_beginning(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("posts", [100, 1])
+async def test_a_log_that_begins_anew_is_read_from_its_beginning(
+    settings: Settings, tmp_path: Path, posts: int
+) -> None:
     """As after an unclean election: aiokafka goes back to where the log begins, and Faust would skip what it knows."""
     async with running(settings, tmp_path) as shell:
         shell.end_outage()
-        await publish(settings, settings.posts_topic, [b"a post"] * 100)
-        await eventually(lambda: len(shell.posts.taken) == 100 and not shell.offsets.uncommitted_s)
+        await publish(settings, settings.posts_topic, [b"a post"] * posts)
+        await eventually(lambda: len(shell.posts.taken) == posts and not shell.offsets.uncommitted_s)
+        assert sum(await committed(shell, settings.posts_topic)) == posts
+        shell.posts.open.clear()
         await begin_anew(shell, settings.posts_topic)
-        await eventually(lambda: shell.posts.deliveries == 200)
-        await eventually(lambda: not shell.offsets.uncommitted_s)
+        await eventually(lambda: shell.posts.deliveries > posts)
+        await asyncio.sleep(3 * settings.commit_interval_s)
+        assert not any(await committed(shell, settings.posts_topic)), "the new log may grow past what is committed"
+        shell.posts.open.set()
+        async with asyncio.timeout(60):
+            while sum(await committed(shell, settings.posts_topic)) < posts:  # noqa: ASYNC110  # nobody tells us
+                await asyncio.sleep(0.1)
+        assert shell.posts.deliveries == 2 * posts
 
 
 async def test_what_waits_when_a_log_begins_anew_is_answered_and_not_acknowledged(
@@ -262,8 +273,8 @@ async def test_what_waits_when_a_log_begins_anew_is_answered_and_not_acknowledge
         await eventually(lambda: shell.held(settings.posts_topic) == 199)
         shell.posts.open.set()
         await eventually(lambda: shell.posts.deliveries == 101)
-        assert not any(shell.app.consumer._acked.values()), "those hundred were of the old log"
-        assert not any(shell.app.consumer._committed_offset.values())
+        await asyncio.sleep(3 * settings.commit_interval_s)
+        assert not any(await committed(shell, settings.posts_topic)), "those hundred were of the old log"
         shell.posts.open.set()
         await eventually(lambda: shell.posts.deliveries == 200 and not shell.offsets.uncommitted_s)
 
@@ -313,16 +324,24 @@ async def test_a_commit_under_way_when_a_log_begins_anew_says_nothing_of_the_new
         monkeypatch.undo()
         go_on.set()
         await asyncio.sleep(3 * settings.commit_interval_s)
-        assert not any(shell.app.consumer._acked.values())
-        assert not any(shell.app.consumer._committed_offset.values())
+        assert not any(await committed(shell, settings.posts_topic))
         shell.end_outage()
         await eventually(lambda: shell.posts.deliveries == 200 and not shell.offsets.uncommitted_s)
 
 
 async def begin_anew(shell: Shell, topic: str) -> None:
     """Have the client go back to where the logs of a topic begin, as it does when they begin anew."""
-    partitions = [each for each in shell.app.consumer.assignment() if each.topic == topic]
-    await shell.app.consumer._thread.seek_to_beginning(*map(ensure_aiokafka_TP, partitions))
+    await shell.app.consumer._thread.seek_to_beginning(*partitions_of(shell, topic))
+
+
+async def committed(shell: Shell, topic: str) -> list[int]:
+    """Return what Kafka holds as committed for each partition of a topic; 0 where there is nothing."""
+    thread = shell.app.consumer._thread
+    return [await thread.call_thread(thread._consumer.committed, each) or 0 for each in partitions_of(shell, topic)]
+
+
+def partitions_of(shell: Shell, topic: str) -> list[TopicPartition]:
+    return [ensure_aiokafka_TP(each) for each in shell.app.consumer.assignment() if each.topic == topic]
 
 
 async def test_each_worker_gets_partitions_while_there_are_enough(settings: Settings, tmp_path: Path) -> None:
