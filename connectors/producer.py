@@ -82,6 +82,8 @@ class RecordProducer:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._producer is not None  # noqa: S101  # set on entering
+        with contextlib.suppress(BrokerError):  # `close` would give up as `flush` does where a batch is split
+            self.settle()
         self._producer.close(timeout=_MOST_WAIT_S)
         self._producer = None
 

@@ -240,16 +240,13 @@ async def test_a_log_that_begins_anew_is_read_from_its_beginning(
         shell.end_outage()
         await publish(settings, settings.posts_topic, [b"a post"] * posts)
         await eventually(lambda: len(shell.posts.taken) == posts and not shell.offsets.uncommitted_s)
-        assert sum(await committed(shell, settings.posts_topic)) == posts
+        await until_committed(shell, settings.posts_topic, posts)
         shell.posts.open.clear()
         await begin_anew(shell, settings.posts_topic)
         await eventually(lambda: shell.posts.deliveries > posts)
-        await asyncio.sleep(3 * settings.commit_interval_s)
-        assert not any(await committed(shell, settings.posts_topic)), "the new log may grow past what is committed"
+        await until_committed(shell, settings.posts_topic, 0)  # the new log may grow past what was committed
         shell.posts.open.set()
-        async with asyncio.timeout(60):
-            while sum(await committed(shell, settings.posts_topic)) < posts:  # noqa: ASYNC110  # nobody tells us
-                await asyncio.sleep(0.1)
+        await until_committed(shell, settings.posts_topic, posts)
         assert shell.posts.deliveries == 2 * posts
 
 
@@ -338,6 +335,13 @@ async def committed(shell: Shell, topic: str) -> list[int]:
     """Return what Kafka holds as committed for each partition of a topic; 0 where there is nothing."""
     thread = shell.app.consumer._thread
     return [await thread.call_thread(thread._consumer.committed, each) or 0 for each in partitions_of(shell, topic)]
+
+
+async def until_committed(shell: Shell, topic: str, records: int) -> None:
+    """Wait until Kafka holds that many records of a topic as committed."""
+    async with asyncio.timeout(60):
+        while sum(await committed(shell, topic)) != records:  # noqa: ASYNC110  # nobody tells us
+            await asyncio.sleep(0.1)
 
 
 def partitions_of(shell: Shell, topic: str) -> list[TopicPartition]:
