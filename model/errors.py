@@ -56,7 +56,3 @@ class AudioError(ModelError):
     def __init__(self, reason: str, error: str) -> None:
         super().__init__(error)
         self.reason = reason
-
-    def __reduce__(self) -> tuple[type["AudioError"], tuple[str, str]]:
-        """Pickle both arguments: recordings are decoded in other processes, too."""
-        return type(self), (self.reason, str(self))

@@ -27,7 +27,7 @@ from faulty import resident_mib, running_cluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from support import KAFKA_SCRIPT, RunningWorker, running_worker
+from support import KAFKA_SCRIPT, RunningWorker, await_true, running_worker
 
 from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
@@ -138,7 +138,9 @@ def main() -> None:
                     looks.append(look(worker))
                     time.sleep(_LOOK_S)
                     progress.advance(task, _LOOK_S)
-            account = traffic.settle(within_s=600).account
+            traffic.settle(within_s=600)
+            await_true(worker.idle, within_s=60)
+            account = traffic.count().account
             log_lines = worker.log.read_text().count("\n")
             restarts = worker.metric("emostream_gpu_worker_restarts_total")
             rebalances = worker.metric("emostream_rebalances_total")

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import pickle
 import socket
 import struct
 import subprocess
@@ -261,11 +260,6 @@ def test_formats_that_are_not_taken(container: str, codec: str) -> None:
 def test_a_missing_file_is_the_callers_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         decode_recording(tmp_path / "none.wav")
-
-
-def test_the_error_travels_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(AudioError("audio_rate", "0 Hz")))  # noqa: S301, our own bytes
-    assert (error.reason, str(error), error.retriable) == ("audio_rate", "0 Hz", False)
 
 
 def test_playlists_open_nothing(tmp_path: Path) -> None:
