@@ -263,12 +263,10 @@ def _read_goemotions(folder: Path, split: str) -> Dataset:
 
     They stand in `labels.txt`, or in `emotions.txt` as the authors call it.
     """
-    by_authors = folder / "emotions.txt"
-    ours_first = folder / "labels.txt"
-    if by_authors.is_file() and not ours_first.exists():
+    label_file, by_authors = folder / "labels.txt", folder / "emotions.txt"
+    if by_authors.is_file() and not label_file.exists():
         label_file = by_authors
-    else:
-        label_file = existing_file(ours_first, "one label a line")
+    existing_file(label_file, "one label a line")
     ids = _label_ids(label_file.read_text("utf-8").split(), label_file)
     file = existing_file(folder / f"{split}.tsv", "text, label ids and comment id, tab-separated")
     examples = tuple(

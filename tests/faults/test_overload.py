@@ -12,7 +12,7 @@ from emostream.streams.settings import Settings
 
 _PADDING = 30_000
 _MOST_GROWTH_MIB = 200.0
-"""Some 12,000 posts are behind at full size, each with its padding: held in memory, they would show far above this."""
+"""In the end two thirds of the posts are behind, over 10,000 at full size: their padding would show far above this."""
 
 
 class Watch:
