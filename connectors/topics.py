@@ -9,6 +9,7 @@ import msgspec
 from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove, NewTopic
 from kafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAlreadyExistsError
+from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import connect
@@ -17,6 +18,9 @@ from emostream.connectors.producer import MOST_REQUEST_BYTES
 
 _TOPIC_SETTINGS = {"max.message.bytes": str(MOST_REQUEST_BYTES)}
 """A clip of 1 MiB and what is said about it must fit into `clips`, and into the dead letters."""
+
+_HEARD_OF_WITHIN_S, _LOOK_EVERY_S = 10.0, 0.1
+"""How long a broker may take to hear of a topic that the controller has created."""
 
 _NOT_THERE = "none: it does not exist, or this user may not see it"
 
@@ -82,7 +86,7 @@ def require_group(access: KafkaAccess, group: str) -> None:
 
 
 def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
-    """Create the topics that are missing, leave the others alone, and return the state of all.
+    """Create the topics that are missing, leave the others alone, and return the state of all once the broker knows it.
 
     Args:
         access: Where Kafka is, and how to get in.
@@ -101,7 +105,13 @@ def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int,
                 admin.create_topics([NewTopic(name, partitions, replication, topic_configs=_TOPIC_SETTINGS)])
             except TopicAlreadyExistsError:  # another worker was quicker
                 continue
-        return _describe(admin, names)
+        heard_of = Retrying(
+            retry=retry_if_not_result(lambda states: all(state.partitions for state in states)),
+            stop=stop_after_delay(_HEARD_OF_WITHIN_S),
+            wait=wait_fixed(_LOOK_EVERY_S),
+            retry_error_callback=lambda last: last.outcome.result() if last.outcome else [],
+        )
+        return heard_of(_describe, admin, names)
     except KafkaError as error:
         raise BrokerError(f"{access.addresses}: topics cannot be created: {error!r}") from error
     finally:
@@ -110,7 +120,8 @@ def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int,
 
 def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> list[TopicState]:
     # All topics are listed first, because asking about one by name creates it where auto-creation is on.
-    existing = [name for name in names if name in set(admin.list_topics())]
+    listed = set(admin.list_topics())
+    existing = [name for name in names if name in listed]
     described = admin.describe_topics(existing) if existing else []
     partitions = {topic["name"]: len(topic["partitions"]) for topic in described}
     return [TopicState(name=name, partitions=partitions.get(name, 0)) for name in names]

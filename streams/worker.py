@@ -181,14 +181,17 @@ class Worker:
 
     def _ensure_kafka(self) -> None:
         settings = self._settings
-        if settings.create_topics:
+        states = (
             create_topics(
                 settings.kafka_access,
                 settings.topics,
                 partitions=settings.partitions,
                 replication=settings.replication,
             )
-        require_equal_partitions(describe_topics(settings.kafka_access, [settings.posts_topic, settings.clips_topic]))
+            if settings.create_topics
+            else describe_topics(settings.kafka_access, settings.topics)
+        )
+        require_equal_partitions([each for each in states if each.name in (settings.posts_topic, settings.clips_topic)])
         require_group(settings.kafka_access, settings.group)
 
     async def _carry(self, pipeline: Pipeline) -> None:

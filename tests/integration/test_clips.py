@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
 from redis import Redis
 from support import (
     TEXTS,
@@ -21,7 +22,7 @@ from support import (
 
 from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, decode_emotion
 from emostream.connectors.reader import Received
-from emostream.connectors.topics import create_topics
+from emostream.connectors.topics import TopicState, create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack
 
@@ -202,3 +203,22 @@ def test_a_missing_topic_is_created_or_named(broker: Broker, stack: Stack, tmp_p
         else:
             assert worker.process.wait(60) == 1
             assert f"'{settings.clips_topic}' has none: it does not exist" in " ".join(worker.log.read_text().split())
+
+
+def test_a_broker_may_hear_of_a_new_topic_late(broker: Broker, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Apache Kafka answers that a topic is created before its own list of topics holds it, some once in forty."""
+    settings = make_settings(broker, stack)
+    listed = KafkaAdminClient.list_topics
+    kept_back = 6
+
+    def late(admin: KafkaAdminClient) -> list[str]:
+        nonlocal kept_back
+        topics = set(listed(admin))
+        if settings.clips_topic in topics and kept_back:
+            kept_back -= 1
+            topics.remove(settings.clips_topic)
+        return sorted(topics)
+
+    monkeypatch.setattr(KafkaAdminClient, "list_topics", late)
+    states = create_topics(settings.kafka_access, settings.topics, partitions=4, replication=-1)
+    assert states == [TopicState(name, 4) for name in settings.topics]
