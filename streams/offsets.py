@@ -50,7 +50,7 @@ class OffsetOrder:
         self._rebalanced = rebalanced
         self._most_taken = most_taken
         self._clock = clock
-        self._taken: dict[Partition, OrderedDict[Callable[[], None], _Place]] = {}
+        self._taken: dict[Partition, OrderedDict[Callable[[], bool], _Place]] = {}
         """By what acknowledges it: two deliveries of one record are told apart by that."""
         self._fewer = asyncio.Event()
         self._uncommitted: dict[Partition, _Uncommitted] = {}
@@ -114,9 +114,9 @@ class OffsetOrder:
         taken = self._taken[partition]
         while taken and next(iter(taken.values())).done:
             acknowledge, place = taken.popitem(last=False)
-            acknowledge()
+            to_commit = acknowledge()
             self._fewer.set()
-            if partition in self.partitions:  # one that was given up meanwhile is committed by another worker
+            if to_commit and partition in self.partitions:  # one that was given up meanwhile another worker commits
                 self._await_commit(partition, place.offset)
 
     def _await_commit(self, partition: Partition, offset: int) -> None:

@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         key: As it stands there.
         value: As it stands there.
         headers: As they stand there.
-        acknowledge: Lets its offset be committed.
+        acknowledge: Lets its offset be committed; returns false where there is nothing to commit (any more).
         unreadable: Why it could not be unpacked, if so; then it has neither key nor value.
         whole_bytes: How large its value was, where it was too large to be held.
     """
@@ -48,7 +48,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
-    acknowledge: Callable[[], None]
+    acknowledge: Callable[[], bool]
     unreadable: str = ""
     whole_bytes: int | None = None
 

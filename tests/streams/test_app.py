@@ -272,6 +272,7 @@ async def test_what_waits_when_a_log_begins_anew_is_answered_and_not_acknowledge
         await eventually(lambda: shell.posts.deliveries == 101)
         await asyncio.sleep(3 * settings.commit_interval_s)
         assert not any(await committed(shell, settings.posts_topic)), "those hundred were of the old log"
+        assert not shell.offsets.uncommitted_s, "there is nothing to wait for"
         shell.posts.open.set()
         await eventually(lambda: shell.posts.deliveries == 200 and not shell.offsets.uncommitted_s)
 

@@ -14,7 +14,7 @@ from emostream.streams.records import Item, Record, Taken
 def make_item(offset: int, tokens: int, taken_s: float = 0.0, headers: tuple[tuple[str, bytes], ...] = ()) -> Item:
     record = Record(
         topic="posts", partition=0, offset=offset, timestamp_s=0.0, key=None, value=None, headers=headers,
-        acknowledge=lambda: None,
+        acknowledge=lambda: True,
     )  # fmt: skip
     post = Taken(record, Post(id=str(offset), text="x"), taken_s)
     return Item(post=post, taken_s=taken_s, cost=tokens)

@@ -102,10 +102,14 @@ class Stream:
         self.taken += 1
         record = Record(
             topic=topic, partition=0, offset=offset, timestamp_s=1_700_000_000 + (at_s or offset), key=key.encode(),
-            value=value, headers=(), acknowledge=lambda: self.acknowledged.append(f"{topic}/0/{offset}"),
+            value=value, headers=(), acknowledge=lambda: self._acknowledge(f"{topic}/0/{offset}"),
         )  # fmt: skip
         self.offsets.take(record)
         return record
+
+    def _acknowledge(self, place: str) -> bool:
+        self.acknowledged.append(place)
+        return True
 
     async def all_acknowledged(self) -> None:
         async with asyncio.timeout(10):

@@ -1,6 +1,7 @@
 """Whatever order records are done in, they are acknowledged in the order of their offsets, each once."""
 
 import asyncio
+import functools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,12 @@ from emostream.streams.records import Record
 
 
 def make_records(partitions: list[int], log: list[tuple[int, int]]) -> list[Record]:
+    def acknowledged(partition: int, offset: int) -> bool:
+        log.append((partition, offset))
+        return True
+
     records = []
     for offset, partition in enumerate(partitions):
-        place = (partition, offset)
         records.append(
             Record(
                 topic="posts",
@@ -22,7 +26,7 @@ def make_records(partitions: list[int], log: list[tuple[int, int]]) -> list[Reco
                 key=None,
                 value=None,
                 headers=(),
-                acknowledge=lambda place=place: log.append(place),
+                acknowledge=functools.partial(acknowledged, partition, offset),
             )
         )
     return records

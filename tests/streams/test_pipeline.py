@@ -60,11 +60,12 @@ class Scene:
             made.append(to_item(record))
         return made
 
-    def _acknowledge(self, offset: int) -> None:
+    def _acknowledge(self, offset: int) -> bool:
         """An acknowledgement before the outputs are safe would be a lost post after a crash."""
         safe = f"p{offset}" in self.store.answers or f"posts/0/{offset}" in self.dead.letters
         assert safe, f"offset {offset} was acknowledged before its output was safe"
         self.acknowledged.append(offset)
+        return True
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
