@@ -33,7 +33,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="TOML recipe; the shipped model's own recipe if not given.")
     ] = None,
-    device: Device = "auto",
+    device: Annotated[str | None, typer.Option(help="In place of the recipe's: auto, cpu, cuda, cuda:1 …")] = None,
     folds: Annotated[
         int, typer.Option(min=0, help="Cross-validate: divide speakers or sessions into so many folds, train each.")
     ] = 0,
@@ -96,6 +96,14 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder with the data set's published files.")],
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     path: Annotated[str, typer.Option(help="text, voice, fused, or auto: whatever an example has.")] = "auto",
+    voices: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK=FOLDER",
+            help="Pair each recording of this data set with five texts of --task that have its label, and judge text, "
+            "voice and both on these pairs.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write JSON, CSV, PNG and a Markdown report into this folder.")
     ] = None,
@@ -111,8 +119,9 @@ def evaluate(
     """
     from emostream.model.checkpoint import SHIPPED
     from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset
-    from emostream.model.judging import judge
-    from emostream.model.report import print_evaluation, write_reports
+    from emostream.model.judging import judge, match_by_label
+    from emostream.model.report import print_evaluation, tweeteval_overall, write_reports
+    from emostream.model.samples import FUSED, TEXT, VOICE
     from emostream.model.scorer import EmotionScorer
 
     if path not in ("auto", "text", "voice", "fused"):
@@ -121,29 +130,35 @@ def evaluate(
         raise typer.BadParameter(f"{out} is a file; a folder is needed", param_hint="--out")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
-    datasets = [read_dataset(name, data, split) for name in names]
+    asked = [(read_dataset(name, data, split), path) for name in names]
+    if voices:
+        spoken, _, folder = voices.partition("=")
+        if not folder or path != "auto" or len(asked) > 1:
+            raise typer.BadParameter("TASK=FOLDER is needed, one --task, and no --path", param_hint="--voices")
+        pairs = match_by_label(asked[0][0], read_dataset(spoken, Path(folder), split))
+        asked = [(pairs, each) for each in (TEXT, VOICE, FUSED)]
     if (task, split) == ("tess", "test"):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
     results: list[Evaluation] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        for dataset in datasets:
+        for dataset, each in asked:
             row = bar.add_task(dataset.name, total=len(dataset.examples))
 
             def on_progress(done: int, _total: int, row: Any = row) -> None:
                 bar.update(row, completed=done)
 
-            results.append(judge(scorer, dataset, path=path, on_progress=on_progress))
+            results.append(judge(scorer, dataset, path=each, on_progress=on_progress))
     if out is not None:
         write_reports(results, out)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(results if task == "tweeteval" else results[0]).decode() + "\n")
-        return
-    console = Console()
-    for result in results:
-        print_evaluation(console, result)
-    if task == "tweeteval":
-        console.print(f"[bold]all seven[/]: {sum(result.official.value for result in results) / len(results):.4f}")
+        sys.stdout.write(msgspec.json.encode(results if len(results) > 1 else results[0]).decode() + "\n")
+    else:
+        console = Console()
+        for result in results:
+            print_evaluation(console, result)
+    if overall := tweeteval_overall(results):
+        sys.stderr.write(f"{overall}\n")
 
 
 def predict(

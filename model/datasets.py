@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from sklearn.model_selection import GroupKFold
 
-from emostream.model.errors import DatasetError
+from emostream.model.errors import DatasetError, NoSuchSplit
 from emostream.model.samples import EMOTION, LABELS
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ TWEET_EMOTION = "tweet_emotion"
 """Head of TweetEval's emotion task, whose four classes are not our seven."""
 
 SPLITS = ("train", "dev", "test")
+
+PAIRS = "pairs"
+"""Name under which figures of texts and recordings that were matched by label are reported."""
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +98,7 @@ def read_dataset(name: str, folder: Path, split: str) -> Dataset:
         split: `train`, `dev` (or `val`, which means the same) or `test`.
 
     Raises:
-        DatasetError: Unknown name or split, missing file or malformed row.
+        DatasetError: Unknown name or split, missing file or malformed row; `NoSuchSplit` if nothing else is wrong.
     """
     split = "dev" if split == "val" else split
     if name not in readers():
@@ -107,7 +110,7 @@ def read_dataset(name: str, folder: Path, split: str) -> Dataset:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{name}: a file of split {split!r} under {folder} cannot be read: {error}") from error
     if not dataset.examples:
-        raise DatasetError(f"{name}: no example in split {split!r} under {folder}")
+        raise NoSuchSplit(f"{name}: no example in split {split!r} under {folder}")
     return dataset
 
 
@@ -128,7 +131,7 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
     learned, held = read_dataset(name, folder, "train"), read_dataset(name, folder, "dev")
     if fold is not None and all(example.group for example in learned.examples):
         everything = [*learned.examples, *held.examples]
-        with contextlib.suppress(DatasetError):  # the published test split joins where it is there
+        with contextlib.suppress(NoSuchSplit):  # the published test split joins where it is there
             everything += read_dataset(name, folder, "test").examples
         # Where splits overlap (EmoDB publishes none), a recording still counts once.
         once = {example.recording or number: example for number, example in enumerate(everything)}
@@ -248,8 +251,8 @@ def _tweeteval_examples(folder: Path, split: str, head: str, classes: tuple[str,
     published = "val" if split == "dev" else split
     text_file = existing_file(folder / f"{published}_text.txt", "one tweet a line")
     label_file = existing_file(folder / f"{published}_labels.txt", "one label number a line")
-    texts = _lines(text_file)
     labels = label_file.read_text("utf-8").split()
+    texts = _lines(text_file, least=len(labels))
     if len(texts) != len(labels):
         raise DatasetError(f"{text_file} has {len(texts)} lines and {label_file} {len(labels)}; expected as many")
     for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
@@ -309,10 +312,15 @@ def _read_semeval2018_ec(folder: Path, split: str) -> Dataset:
     return Dataset("semeval2018_ec", split, {"semeval2018_ec": classes}, tuple(examples))
 
 
-def _lines(file: Path) -> list[str]:
-    """Return a file's lines; texts may hold other characters that Python takes for line ends."""
-    text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
-    return text.split("\n") if text else []
+def _lines(file: Path, *, least: int = 0) -> list[str]:
+    """Return a file's lines, without blank ones at its end unless fewer than `least` were left.
+
+    Texts may hold other characters that Python takes for line ends.
+    """
+    lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    while len(lines) > least and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _label_ids(names: Sequence[str], file: Path) -> list[int]:
@@ -323,12 +331,12 @@ def _label_ids(names: Sequence[str], file: Path) -> list[int]:
     return [LABELS.index(_TO_EKMAN[name]) for name in names]
 
 
-def existing_file(file: Path, expected: str) -> Path:
+def existing_file(file: Path, expected: str, *, error: type[DatasetError] = DatasetError) -> Path:
     """Return the file.
 
     Raises:
-        DatasetError: There is none; says what was `expected` there.
+        DatasetError: There is none; says what was `expected` there. Or another `error`.
     """
     if not file.is_file():
-        raise DatasetError(f"{file} is missing; expected there: {expected}")
+        raise error(f"{file} is missing; expected there: {expected}")
     return file

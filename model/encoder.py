@@ -5,6 +5,7 @@ token types. So BERT weights fit `RobertaModel` exactly: position row p goes to 
 the embedding of token type 0, the only one a single text has, stays the only row of that table.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, RobertaConfig, Ro
 from emostream.model.errors import RecipeError
 from emostream.model.normalise import Normalisation
 from emostream.model.tokenise import TextTokenizer, TokenLayout
+
+_ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+"""Families whose network is RoBERTa's, under three names."""
 
 _SHARED_SETTINGS = (
     "vocab_size",
@@ -32,6 +36,17 @@ _OVERLAP_PARTS = 8
 """Neighbouring windows share an eighth of their tokens: a sentence or two, at little extra work."""
 
 
+def find_encoder(name: str, data: Path) -> str:
+    """Return the folder of an encoder, where there is one under `data`, or its name, for the hub.
+
+    Args:
+        name: A folder, relative to `data`, or a name on the hub, `OWNER/NAME`.
+        data: Where `name` or `encoders/NAME` may lie: a copy of what the hub has.
+    """
+    places = (data / name, data / "encoders" / name.rpartition("/")[2])
+    return next((str(place) for place in places if place.is_dir()), name)
+
+
 def load_pretrained_encoder(name_or_folder: str) -> RobertaModel:
     """Load a RoBERTa- or BERT-family encoder in float32, without its pooler; its weights must be safetensors.
 
@@ -44,7 +59,7 @@ def load_pretrained_encoder(name_or_folder: str) -> RobertaModel:
     try:
         config = AutoConfig.from_pretrained(name_or_folder)
         family = config.model_type
-        if family not in ("bert", "roberta", "xlm-roberta"):
+        if family not in ("bert", *_ROBERTAS):
             raise RecipeError(
                 f"encoder {name_or_folder!r} is of the family {family!r}; BERT and RoBERTa encoders fit here"
             )

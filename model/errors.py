@@ -4,6 +4,7 @@
     ├── CheckpointError   loading or saving a checkpoint folder: missing, incomplete, wrong version
     ├── DeviceError       choosing where to compute: no such device or precision
     ├── DatasetError      reading a data set: missing file, malformed row (says file, line, expectation)
+    │   └── NoSuchSplit       it is whole, but for this split
     ├── RecipeError       reading a training recipe: unknown key, wrong type, impossible value
     └── AudioError        decoding a recording: nothing to hear in it; its reason says why
 
@@ -34,6 +35,10 @@ class DatasetError(ModelError):
     """A data set is missing or malformed."""
 
     reason = "dataset"
+
+
+class NoSuchSplit(DatasetError):
+    """A data set has no such split here."""
 
 
 class RecipeError(ModelError):

@@ -59,7 +59,7 @@ class Evaluation(msgspec.Struct, frozen=True):
         confusion: Rows are true labels, columns answers, both in the order of `labels`.
         labels: The classes.
         modalities: What the answers rest on.
-        n_unread: Examples left out because a recording cannot be read or has no answer.
+        n_unread: Examples left out because their recording cannot be read, or because they have no answer.
     """
 
     task: str

@@ -16,22 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emostream.model.datasets import Dataset, Example
+from emostream.model.datasets import PAIRS, Dataset, Example
 from emostream.model.errors import RecipeError
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.network import FusionHead
 from emostream.model.pooling import Compute
 from emostream.model.recipe import FusionRecipe
 from emostream.model.samples import EMOTION, FUSED, LABELS, MODALITIES, TEXT, VOICE
-from emostream.model.sampling import soft_targets
+from emostream.model.sampling import pair_by_label, rows_by_label, soft_targets
 from emostream.model.text_training import TextStage
 from emostream.model.training_loop import Stage
 from emostream.model.voice_training import VoiceStage
 
-PAIRS = "pairs"
-"""Name under which figures of pairs matched by label are reported."""
-
-_TEXTS_PER_DEV_RECORDING = 5
 _SPLITS = ("train", "dev")
 
 
@@ -89,7 +85,7 @@ class FusionStage(Stage):
         sizes = [len(pool.dataset.examples) for pool in texts["train"]]
         self._text_sets = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self._text_odds = [size**recipe.sampling_power for size in sizes]
-        self._texts_by_label, self._clips_by_label = _by_label(self._text_labels), _by_label(self._voice_labels)
+        self._texts_by_label, self._clips_by_label = rows_by_label(self._text_labels), rows_by_label(self._voice_labels)
         self._own_text_ND, _ = _stack([pool.text_ND for pool in own["train"]], own["train"])
         self._own_voice_NV, self._own_labels = _stack([pool.voice_NV for pool in own["train"]], own["train"])
         self._dev = [*texts["dev"], *voices["dev"], *own["dev"]]
@@ -238,16 +234,9 @@ def _own_pairs(clips: Pooled, text: TextStage) -> Pooled | None:
 
 def _matched_pairs(texts: Sequence[Pooled], clips: Sequence[Pooled], *, seed: int) -> Pooled:
     """Return each recording with five texts of its label: speakers and texts that no stage learned from."""
-    chance = random.Random(seed)
     text_ND, text_labels = _stack([pool.text_ND for pool in texts], texts)
     voice_NV, voice_labels = _stack([pool.voice_NV for pool in clips], clips)
-    partners = _by_label(text_labels)
-    pairs = [
-        (chance.choice(partners[named[0]]), clip)
-        for clip, named in enumerate(voice_labels)
-        if named[0] in partners
-        for _ in range(_TEXTS_PER_DEV_RECORDING)
-    ]
+    pairs = pair_by_label(text_labels, voice_labels, seed=seed)
     rows, recordings = (list(side) for side in zip(*pairs, strict=True))
     examples = tuple(Example(labels=labels) for labels in _of(voice_labels, recordings))
     return Pooled(Dataset(PAIRS, "dev", {EMOTION: LABELS}, examples), text_ND[rows], voice_NV[recordings])
@@ -258,15 +247,6 @@ def _stack(halves: Sequence[Tensor | None], pools: Sequence[Pooled]) -> tuple[Te
     vectors = [half for half in halves if half is not None]
     labels = [example.labels for pool in pools for example in pool.dataset.examples]
     return (torch.cat(vectors) if vectors else torch.empty(0, 0)), labels
-
-
-def _by_label(labels: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
-    """Return the rows that have exactly one label, by that label."""
-    rows: dict[int, list[int]] = {}
-    for row, named in enumerate(labels):
-        if len(named) == 1:
-            rows.setdefault(named[0], []).append(row)
-    return rows
 
 
 def _balance(labels: Sequence[tuple[int, ...]]) -> Tensor:

@@ -5,7 +5,6 @@ Legend: N examples, C classes.
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,14 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emostream.model.audio import Recording, decode_recording
-from emostream.model.datasets import Dataset, Example
+from emostream.model.audio import decode_recording
+from emostream.model.datasets import PAIRS, Dataset, Example
 from emostream.model.errors import AudioError, DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores
-from emostream.model.samples import EMOTION, FUSED, TEXT, VOICE, Scored
+from emostream.model.samples import EMOTION, FUSED, LABELS, TEXT, VOICE, Scored
+from emostream.model.sampling import pair_by_label
 from emostream.model.scorer import EmotionScorer, Item
 
+_PAIRING_SEED = 7
+
 _log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""In place of a path: whichever an example has the halves for."""
 
 _AT_ONCE = 256
 """Examples between two steps of the progress bar; as many recordings are held decoded at once."""
@@ -30,14 +35,16 @@ OnProgress = Callable[[int, int], None]
 
 
 def judge(
-    scorer: EmotionScorer, dataset: Dataset, *, path: str = "auto", on_progress: OnProgress = lambda *_: None
+    scorer: EmotionScorer, dataset: Dataset, *, path: str = AUTO, on_progress: OnProgress = lambda *_: None
 ) -> Evaluation:
     """Score a data set and judge the scores.
 
     Args:
         scorer: The model.
         dataset: One split.
-        path: `text`, `voice` or `fused`; `auto` gives each example the path that it has the halves for.
+        path: `text`, `voice` or `fused`; `auto` gives each example the path that it has the halves for, as the worker
+            does: one whose recording cannot be read, or whose recording the model has no voice branch for, is answered
+            from its text.
         on_progress: For a progress bar.
 
     Raises:
@@ -50,11 +57,13 @@ def judge(
     kept: list[Example] = []
     modalities: set[str] = set()
     scores: list[tuple[float, ...]] = []
-    unread: list[str] = []
+    unread: list[tuple[Example, str]] = []
     unanswered = 0
+    hears = scorer.voice_width > 0
     for start in range(0, len(dataset.examples), _AT_ONCE):
         examples = dataset.examples[start : start + _AT_ONCE]
-        readable = [(example, item) for example in examples if (item := _item(example, path, unread)) is not None]
+        asked = [(example, _item(example, path, unread, hears=hears)) for example in examples]
+        readable = [(example, item) for example, item in asked if item is not None]
         outcomes = scorer.score([item for _, item in readable]).outcomes if readable else ()
         for (example, _), outcome in zip(readable, outcomes, strict=True):
             if isinstance(outcome, Scored):
@@ -64,35 +73,47 @@ def judge(
             else:
                 unanswered += 1
         on_progress(start + len(examples), len(dataset.examples))
+    saved = sum(path == AUTO and example.text is not None for example, _ in unread)
     if unread:
-        _log.warning("%d recordings cannot be read, the first of them: %s", len(unread), unread[0])
+        _log.warning(
+            "%d recordings cannot be read, the first of them: %s; %d of these examples are answered from their texts",
+            len(unread), unread[0][1], saved,
+        )  # fmt: skip
     if not kept:
         raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} can take the path {path!r}")
     judged = Dataset(dataset.name, dataset.split, dataset.classes, tuple(kept))
     order = tuple(name for name in ("text", "voice") if name in modalities)
     evaluation = evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
-    return msgspec.structs.replace(evaluation, n_unread=len(unread) + unanswered)
+    return msgspec.structs.replace(evaluation, n_unread=len(unread) - saved + unanswered)
 
 
-def _item(example: Example, path: str, unread: list[str]) -> Item | None:
+def match_by_label(texts: Dataset, recordings: Dataset) -> Dataset:
+    """Return pairs made of each recording and five texts of its label: no public set here has both of one person.
+
+    Raises:
+        DatasetError: They are not labelled with the seven emotions, or share no label.
+    """
+    written = [example for example in texts.examples if example.text and example.head == EMOTION]
+    spoken = [example for example in recordings.examples if example.recording and example.head == EMOTION]
+    pairs = pair_by_label([e.labels for e in written], [e.labels for e in spoken], seed=_PAIRING_SEED)
+    if not pairs:
+        raise DatasetError(f"texts of {texts.name} and recordings of {recordings.name} have no emotion in common")
+    examples = tuple(msgspec.structs.replace(spoken[recording], text=written[text].text) for text, recording in pairs)
+    return Dataset(PAIRS, texts.split, {EMOTION: LABELS}, examples)
+
+
+def _item(example: Example, path: str, unread: list[tuple[Example, str]], *, hears: bool) -> Item | None:
     """Return what the model is asked about an example; None if it has not what the path needs."""
     text = None if path == VOICE else example.text
     recording = None
-    if path != TEXT and example.recording is not None:
-        recording = _recording(example.recording, unread)
-        if recording is None:
-            return None
+    if example.recording is not None and path != TEXT and (hears or text is None or path == FUSED):
+        try:
+            recording = decode_recording(example.recording)
+        except (AudioError, OSError) as error:
+            unread.append((example, f"{example.recording}: {error}"))
     if (text is None and recording is None) or (path == FUSED and (text is None or recording is None)):
         return None
     return Item(text=text, recording=recording)
-
-
-def _recording(file: Path, unread: list[str]) -> Recording | None:
-    try:
-        return decode_recording(file)
-    except (AudioError, OSError) as error:
-        unread.append(f"{file}: {error}")
-        return None
 
 
 def _head_scores(scorer: EmotionScorer, dataset: Dataset, on_progress: OnProgress) -> NDArray[np.float32]:

@@ -185,6 +185,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         heads: The heads stage; without it, heads stay as the text stage left them.
         voice: The voice stage; without it, the model reads texts alone.
         fusion: The fusion stage.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` …; `--device` overrides it.
         precision: `auto`, `float32` or `bfloat16`.
         seed: Of everything random.
     """
@@ -195,6 +196,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fusion: FusionRecipe
     heads: HeadRecipe | None = None
     voice: VoiceRecipe | None = None
+    device: str = "auto"
     precision: str = "auto"
     seed: int = 7
 

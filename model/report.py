@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from emostream.model.datasets import TWEETEVAL_TASKS
 from emostream.model.pictures import heading, modalities_of, save_confusion_png
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ _FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
 
 _LEGEND = (
     "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
-    "share of the examples. UAR is the unweighted mean of the recalls. ECE is the expected calibration error of the "
-    "highest score; for it, lower is better, and what perfect calibration would show is called ECE by chance."
+    "share of the examples, which comes to the same. UAR is the unweighted mean of the recalls. ECE is the expected "
+    "calibration error of the highest score; for it, lower is better, and what perfect calibration would show is "
+    "called ECE by chance."
 )
 
 
@@ -75,6 +77,18 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
         )
 
 
+def tweeteval_overall(evaluations: "Sequence[Evaluation]") -> str:
+    """Return a sentence with TweetEval's overall score where all seven tasks are there, else nothing.
+
+    It is the mean of the seven official metrics (Barbieri et al. 2020, arXiv:2010.12421).
+    """
+    by_task = {evaluation.task: evaluation.official.value for evaluation in evaluations}
+    names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS]
+    if not set(names) <= set(by_task):
+        return ""
+    return f"TweetEval, mean of the seven official metrics: {statistics.fmean(by_task[name] for name in names):.4f}"
+
+
 def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures: Sequence[str] = ()) -> str:
     """Return a Markdown document: a summary of all evaluations, then each one's classes and confusion matrix.
 
@@ -87,7 +101,7 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
     # The calibration error comes last, apart from what is better when it is higher.
     head.append(head.pop(head.index("ECE")))
     parts = [f"# {_escape(title)}", _markdown_table(head, map(_summary_row, evaluations), text_columns=(0, 1, 2, 8))]
-    parts.append(_LEGEND)
+    parts += [sentence for sentence in (tweeteval_overall(evaluations), _LEGEND) if sentence]
     for number, evaluation in enumerate(evaluations):
         parts.append(f"## {_escape(heading(evaluation))}")
         if evaluation.n_ambiguous:

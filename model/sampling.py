@@ -17,6 +17,8 @@ from emostream.model.recipe import DatasetChoice
 _CHUNK_BATCHES = 50
 """Batches whose rows are sorted by length together: little padding, and still a fresh shuffle every epoch."""
 
+_TEXTS_PER_RECORDING = 5
+
 
 def read_choices(
     choices: Sequence[DatasetChoice], *, data: Path, fold: tuple[int, int] | None
@@ -77,6 +79,35 @@ def shuffled_batches(lengths: Sequence[int], batch_size: int, *, seed: int) -> I
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     shuffler.shuffle(batches)
     yield from batches
+
+
+def pair_by_label(
+    texts: Sequence[tuple[int, ...]], recordings: Sequence[tuple[int, ...]], *, seed: int
+) -> list[tuple[int, int]]:
+    """Return rows of a text and a recording that share a label: five texts, drawn by chance, for each recording.
+
+    Args:
+        texts: Labels of the texts; those with several are left out.
+        recordings: Label of each recording; those that no text shares are left out.
+        seed: Of the draw.
+    """
+    chance = random.Random(seed)
+    partners = rows_by_label(texts)
+    return [
+        (chance.choice(partners[named[0]]), row)
+        for row, named in enumerate(recordings)
+        if named[0] in partners
+        for _ in range(_TEXTS_PER_RECORDING)
+    ]
+
+
+def rows_by_label(labels: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
+    """Return the rows that have exactly one label, by that label."""
+    rows: dict[int, list[int]] = {}
+    for row, named in enumerate(labels):
+        if len(named) == 1:
+            rows.setdefault(named[0], []).append(row)
+    return rows
 
 
 def soft_targets(labels: Sequence[tuple[int, ...]], classes: int, *, smoothing: float) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from zlib import crc32
 
 from emostream.model.datasets import Dataset, Example, Reader, existing_file
-from emostream.model.errors import DatasetError
+from emostream.model.errors import DatasetError, NoSuchSplit
 from emostream.model.samples import EMOTION, LABELS
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm"})
@@ -101,7 +101,7 @@ def read_ravdess(folder: Path, split: str) -> Dataset:
     examples = tuple(example for example in found.values() if int(example.group) in actors)
     if not examples:
         there = ", ".join(sorted({example.group for example in found.values()}))
-        raise DatasetError(f"{folder} has actors {there}; split {split!r} is actors {actors[0]} to {actors[-1]}")
+        raise NoSuchSplit(f"{folder} has actors {there}; split {split!r} is actors {actors[0]} to {actors[-1]}")
     return Dataset("ravdess", split, {EMOTION: LABELS}, examples)
 
 
@@ -182,7 +182,7 @@ def read_meld(folder: Path, split: str) -> Dataset:
     """
     name = f"{split}_sent_emo.csv"
     file = next((place / name for place in _meld_places(folder, split) if (place / name).is_file()), folder / name)
-    existing_file(file, "MELD's CSV with columns Utterance and Emotion")
+    existing_file(file, "MELD's CSV with columns Utterance and Emotion", error=NoSuchSplit)
     clips = {stem: clip for stem, clip in _meld_clips(folder, split).items() if (split, stem) not in _MELD_BROKEN}
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
@@ -252,7 +252,8 @@ def _read_iemocap(name: str, emotions: Mapping[str, str], folder: Path, split: s
 def _iemocap_session(session: Path, emotions: Mapping[str, str]) -> Iterator[Example]:
     tables = sorted((session / "dialog/EmoEvaluation").glob("[!.]*.txt"))
     if not tables:
-        raise DatasetError(f"{session / 'dialog/EmoEvaluation'}: expected there: IEMOCAP's Ses….txt, found none")
+        error = DatasetError if session.exists() else NoSuchSplit
+        raise error(f"{session / 'dialog/EmoEvaluation'}: expected there: IEMOCAP's Ses….txt, found none")
     for table in tables:
         turns = [(utterance, emotions[code]) for utterance, code in _iemocap_turns(table) if code in emotions]
         if not turns:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from emostream.model.batching import pad_rows
 from emostream.model.datasets import Dataset, Example
 from emostream.model.device import autocast
-from emostream.model.encoder import check_window, load_pretrained_encoder, load_pretrained_tokenizer
+from emostream.model.encoder import check_window, find_encoder, load_pretrained_encoder, load_pretrained_tokenizer
 from emostream.model.evaluation import Evaluation, evaluate_scores, fit_temperature
 from emostream.model.network import TextBranch, build_heads, prepare_for_training
 from emostream.model.normalise import Normalisation
@@ -56,7 +56,7 @@ class TextStage(Stage):
         self.optimisation = recipe.optimisation
         self._recipe, self._compute = recipe, compute
         self._first_seed = self._seed = seed
-        encoder = str(data / recipe.encoder) if (data / recipe.encoder).is_dir() else recipe.encoder
+        encoder = find_encoder(recipe.encoder, data)
         self.tokenizer = load_pretrained_tokenizer(
             encoder,
             normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),

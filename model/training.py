@@ -44,7 +44,7 @@ def train(
     *,
     data: Path,
     run: Path,
-    device: str = "auto",
+    device: str | None = None,
     fold: tuple[int, int] | None = None,
     on_step: Progress = lambda *_: None,
 ) -> tuple[Evaluation, ...]:
@@ -54,7 +54,7 @@ def train(
         recipe: What to train, and how.
         data: Folder that the recipe's data sets, encoder and weights are relative to.
         run: Folder of this run; its `best/` is the checkpoint that comes out.
-        device: `auto`, `cpu`, `cuda` … Under torchrun, each process takes the GPU of its local number.
+        device: In place of the recipe's. Under torchrun, each process takes the GPU of its local number.
         fold: (which fold is held out, how many there are): data sets with speakers or sessions are divided by them, and
             what is held out judges the epochs.
         on_step: Told about each step, for a progress bar.
@@ -68,7 +68,7 @@ def train(
         DatasetError: A data set is missing or malformed.
         AudioError: A recording of a data set cannot be used.
     """
-    chosen = local_device(choose_device(device))
+    chosen = local_device(choose_device(device or recipe.device))
     compute = Compute(chosen, choose_precision(recipe.precision, chosen))
     claim = _claim(run, recipe, fold)
 
@@ -165,7 +165,8 @@ def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> _Claim:
     Raises:
         RecipeError: It holds a run of another recipe or fold.
     """
-    file, claim = run / _CLAIM, _Claim(recipe, fold)
+    anywhere = msgspec.structs.replace(recipe, device="auto")  # a run may go on elsewhere
+    file, claim = run / _CLAIM, _Claim(anywhere, fold)
     try:
         run.mkdir(parents=True, exist_ok=True)
         known = msgspec.json.decode(file.read_bytes(), type=_Claim) if file.exists() else None

@@ -141,6 +141,12 @@ def counted(settings: Settings) -> int:
     return sum(int(count) for trend in trends for count in trend)
 
 
+def assert_each_counts_once(settings: Settings, worker: RunningWorker, count: int) -> None:
+    """Make sure that Redis has counted so many ids, and counts no more, once nothing is under way in the worker."""
+    await_true(worker.idle, within_s=60)
+    assert counted(settings) == count, "each id counts once"
+
+
 class Traffic:
     """Posts, every tenth with a clip, published beside the test; use it as a context manager, which waits for its end.
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from accounts import ROW_S, NoteRow, Traffic, counted, sized
+from accounts import ROW_S, NoteRow, Traffic, assert_each_counts_once, sized
 from faulty import Cluster, Wire, running_cluster
 from support import KAFKA_SCRIPT, PARTITIONS, Broker, await_true, make_settings, publish_raw, running_worker
 
@@ -53,7 +53,7 @@ def test_restarted(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: 
         ledger = traffic.settle(within_s=ROW_S)
         assert worker.process.poll() is None
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
-        await_true(lambda: counted(settings) == count, within_s=60)
+        assert_each_counts_once(settings, worker, count)
     note_row("broker restarted twice, once with SIGKILL", "kafka", ledger)
 
 
@@ -68,7 +68,7 @@ def test_gone(cluster: Cluster, stack: Stack, note_row: NoteRow, tmp_path: Path)
         cluster.start()
         ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
-        await_true(lambda: counted(settings) == count, within_s=60)
+        assert_each_counts_once(settings, worker, count)
         assert not sized(1, 0) or worker.metric("emostream_sink_errors_total") > 0, "an outage shows"
     note_row(f"broker gone for {away_s:.0f} s", "kafka", ledger)
 
@@ -89,7 +89,7 @@ def test_one_of_three_killed(stack: Stack, note_row: NoteRow, tmp_path: Path) ->
                 time.sleep(sized(10, 0))
             ledger = traffic.settle(within_s=ROW_S)
             await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
-            await_true(lambda: counted(settings) == len(traffic.posts), within_s=60)
+            assert_each_counts_once(settings, worker, len(traffic.posts))
     note_row("one of three brokers killed, then back", "kafka", ledger)
 
 
@@ -127,7 +127,7 @@ def test_hangs(
         resume()
         ledger = traffic.settle(within_s=ROW_S)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
-        await_true(lambda: counted(settings) == count, within_s=60)
+        assert_each_counts_once(settings, worker, count)
     note_row(f"broker hangs (SIGSTOP) for {hangs_s:.0f} s", broker.name, ledger)
 
 
@@ -146,7 +146,7 @@ def test_cut_off(stack: Stack, note_row: NoteRow, tmp_path: Path, wired_broker: 
         if broker.name == "kafka":  # the embedded one forgets nobody
             await_true(lambda: worker.metric("emostream_rebalances_total") > rebalances, within_s=60)
         await_true(lambda: worker.get("/readyz")[0] == 200, within_s=60)
-        await_true(lambda: counted(settings) == count, within_s=60)
+        assert_each_counts_once(settings, worker, count)
     note_row("connection cut for longer than the session timeout", broker.name, ledger)
 
 

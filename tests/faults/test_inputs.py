@@ -27,25 +27,26 @@ from emostream.streams.settings import Settings
 
 
 def test_poison(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
-    """One post in a thousand makes the model raise (broken_model)."""
+    """One post in a thousand makes the model raise (broken_model); it has a clip, as every tenth has."""
     count, every = int(sized(10_000, 400)), int(sized(1_000, 200))
-    poisoned = range(137, count, every)
+    poisoned = range(140, count, every)
 
     def text(number: int) -> str:
         return f"{'POISON ' * (number in poisoned)}what a day ({number})"
 
     environment = {"PYTHONPATH": with_broken_model()}
     with running_worker(settings, tmp_path / "log", environment=environment) as worker:
-        with Traffic(settings, count, clip_every=0, text=text) as traffic:
+        with Traffic(settings, count, text=text) as traffic:
             ledger = traffic.settle(within_s=ROW_S)
         assert worker.metric("emostream_gpu_worker_restarts_total") == 0
         said = worker.log.read_text()
         assert "the model raised" in said
         assert "POISON" not in said
-    account = note_row(f"one post in {every} makes the model raise", broker.name, ledger)
-    assert {id_ for _, id_ in ledger.dead} == {traffic.posts[number] for number in poisoned}
+    note_row(f"one post in {every} makes the model raise", broker.name, ledger)
+    poison = {traffic.posts[number] for number in poisoned}
+    assert {id_ for half, id_ in ledger.dead if half == "text"} == poison
+    assert {id_ for half, id_ in ledger.dead if half == "voice"} <= poison, "their clips, where both were one item"
     assert set(ledger.reasons.values()) == {"scoring_failed"}
-    assert account.answers == count - len(poisoned)
 
 
 NASTY_TEXTS = (
@@ -237,34 +238,40 @@ CLOCKS_MS = (0, 1, -1, 978_307_200_000, 30 * DAY_MS, 4_102_444_800_000, 253_402_
 
 
 def test_clocks(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow) -> None:
+    """Every other post has a clip, whose clock is wrong in another way."""
     settings = shared_worker.settings
     if broker.name == "kafka":
         take_any_time(settings)
-    ids = publish_at(settings, CLOCKS_MS)
-    ledger = settle(settings, ids)
+    posts, clips = publish_at(settings, CLOCKS_MS)
+    ledger = settle(settings, posts, clips)
     assert shared_worker.process.poll() is None
     note_row("clocks: timestamps of 1970 to the year 10000", broker.name, ledger)
 
 
 def take_any_time(settings: Settings) -> None:
     """Have Kafka take records of any timestamp; by itself it refuses those of the far future."""
-    topic = ConfigResource(
-        ConfigResourceType.TOPIC, settings.posts_topic, configs={"message.timestamp.after.max.ms": str(2**63 - 1)}
-    )
+    any_time = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+    topics = [
+        ConfigResource(ConfigResourceType.TOPIC, name, configs=any_time)
+        for name in (settings.posts_topic, settings.clips_topic)
+    ]
     admin = connect(KafkaAdminClient, settings.kafka_access)
     try:
-        admin.alter_configs([topic])
+        admin.alter_configs(topics)
     finally:
         admin.close()
 
 
-def publish_at(settings: Settings, times_ms: Sequence[int]) -> list[str]:
-    """Publish posts with timestamps, and return their ids."""
+def publish_at(settings: Settings, times_ms: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Publish posts and clips with timestamps, and return the ids of both."""
     run, times_ms = uuid.uuid4().hex[:8], [*times_ms, int(time.time() * 1000)] * 5
-    ids = [f"{run}-{number}" for number in range(len(times_ms))]
+    posts = [f"{run}-{number}" for number in range(len(times_ms))]
+    clips = posts[::2]
     producer = connect(KafkaProducer, settings.kafka_access, acks="all")
-    for id_, time_ms in zip(ids, times_ms, strict=True):
-        value = encode_post(Post(id=id_, text="what a day"))
-        producer.send(settings.posts_topic, key=id_.encode(), value=value, timestamp_ms=time_ms).get(30)
+    for id_, post_ms, clip_ms in zip(posts, times_ms, reversed(times_ms), strict=True):
+        value = encode_post(Post(id=id_, text="what a day", clip=id_ in clips))
+        producer.send(settings.posts_topic, key=id_.encode(), value=value, timestamp_ms=post_ms).get(30)
+        if id_ in clips:
+            producer.send(settings.clips_topic, key=id_.encode(), value=CLIPS[0], timestamp_ms=clip_ms).get(30)
     producer.close()
-    return ids
+    return posts, clips

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accounts import ROW_S, NoteRow, Traffic, counted, settle, sized
+from accounts import ROW_S, NoteRow, Traffic, assert_each_counts_once, settle, sized
 from faulty import Cluster, running_cluster
 from support import (
     KAFKA_SCRIPT,
@@ -138,5 +138,5 @@ def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> No
                 assert worker.metric("emostream_answers_total") == 0
                 cluster.tool("kafka-acls", "--remove", "--force", *rule, "--topic", settings.emotions_topic)
                 ledger = traffic.settle(within_s=ROW_S)
-            await_true(lambda: counted(settings) == count, within_s=30)
+            assert_each_counts_once(settings, worker, count)
     note_row("`emotions` refuses: not authorised, then authorised", "kafka", ledger)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from accounts import ROW_S, NoteRow, Traffic, counted, sized
+from accounts import ROW_S, NoteRow, Traffic, assert_each_counts_once, counted, sized
 from faulty import BreakableRedis, Wire, resident_mib
 from redis import Redis
 from support import Broker, RunningWorker, await_true, running_worker
@@ -133,7 +133,7 @@ def test_slow(settings: Settings, broker: Broker, redis: BreakableRedis, note_ro
             ledger = traffic.settle(within_s=ROW_S)
             last_mib = resident_mib(worker.process.pid)
             wire.delay_s = 0.0  # counting asks for every key
-            await_true(lambda: counted(settings) == count, within_s=60)
+            assert_each_counts_once(settings, worker, count)
             assert worker.metric("emostream_sink_errors_total", sink="redis") == 0
     note_row(
         "Redis slow (500 ms a call)", broker.name, ledger,

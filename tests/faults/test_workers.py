@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from accounts import FULL, ROW_S, Ledger, NoteRow, Traffic, counted, read_to_the_end, settle, sized
+from accounts import FULL, ROW_S, Ledger, NoteRow, Traffic, assert_each_counts_once, read_to_the_end, settle, sized
 from support import Broker, await_true, group_members, running_worker
 
 from emostream.streams.settings import Settings
@@ -22,11 +22,10 @@ def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: 
             with running_worker(settings, tmp_path / f"log-{kill}", ready=not starting) as worker:
                 time.sleep(chance.uniform(0.0, sized(6, 1.5)))
                 worker.end(signal.SIGKILL)
-        with running_worker(settings, tmp_path / "last"):
+        with running_worker(settings, tmp_path / "last") as last:
             ledger = traffic.settle(within_s=ROW_S)
-            await_true(lambda: counted(settings) >= count, within_s=30)
+            assert_each_counts_once(settings, last, count)
     note_row(f"worker killed (SIGKILL) at {kills} random moments", broker.name, ledger)
-    assert counted(settings) == count, "each id counts once"
 
 
 def test_told_to_stop(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(content)
 
 
+def test_a_blank_tweet_at_the_end_is_a_tweet(tmp_path: Path) -> None:
+    for ending in ("", "\n", "\n\n"):
+        write(
+            tmp_path / "hate",
+            {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": f"a\n\nb\n{ending}", "val_labels.txt": "0\n1\n1\n0\n"},
+        )
+        assert read_dataset("tweeteval/hate", tmp_path, "dev").texts == ["a", "", "b", ""]
+
+
 def test_goemotions_with_seven_labels(tmp_path: Path) -> None:
     write(tmp_path, {"labels.txt": "\n".join(LABELS) + "\n", "dev.tsv": "so glad\t3\tx1\nwhat, really?! ok\t6,3\tx2\n"})
     dataset = read_dataset("goemotions", tmp_path, "dev")

@@ -1,13 +1,21 @@
-"""A BERT checkpoint in RoBERTa's network computes what BERT computes."""
+"""A BERT checkpoint in RoBERTa's network computes what BERT computes, and RoBERTa's own what RoBERTa computes."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertModel, GPT2Config, GPT2Model
+from tiny_encoder import save_tiny_roberta
+from transformers import AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaModel
 
-from emostream.model.encoder import build_encoder, encoder_settings, load_pretrained_encoder
+from emostream.model.encoder import (
+    build_encoder,
+    encoder_settings,
+    find_encoder,
+    load_pretrained_encoder,
+    load_pretrained_tokenizer,
+)
 from emostream.model.errors import RecipeError
+from emostream.model.normalise import Normalisation
 
 
 def test_bert_weights_give_berts_outputs(tiny_bert: Path) -> None:
@@ -19,6 +27,30 @@ def test_bert_weights_give_berts_outputs(tiny_bert: Path) -> None:
         expected = bert(ids, attention_mask=mask).last_hidden_state[mask]
         given = encoder(ids, attention_mask=mask).last_hidden_state[mask]
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+
+
+def test_roberta_weights_give_robertas_outputs_for_what_its_tokenizer_gives(tmp_path: Path) -> None:
+    save_tiny_roberta(tmp_path)
+    roberta = RobertaModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    encoder = load_pretrained_encoder(str(tmp_path)).eval()
+    tokenizer = load_pretrained_tokenizer(str(tmp_path), normalisation=Normalisation(), window_tokens=32)
+    (text,) = tokenizer.windows(["so so, señor \U0001f642"])
+    assert text.rows[0] == tuple(AutoTokenizer.from_pretrained(tmp_path)("so so, señor \U0001f642")["input_ids"])
+    assert (text.rows[0][0], text.rows[0][-1], tokenizer.layout.pad_id) == (0, 2, 1)
+    ids = torch.tensor([[*text.rows[0], 1, 1]])
+    mask = ids != tokenizer.layout.pad_id
+    with torch.inference_mode():
+        expected = roberta(ids, attention_mask=mask).last_hidden_state[mask]
+        given = encoder(ids, attention_mask=mask).last_hidden_state[mask]
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+
+
+def test_an_encoder_is_found_under_the_data_or_is_a_name_on_the_hub(tmp_path: Path) -> None:
+    assert find_encoder("owner/one", tmp_path) == "owner/one"
+    (tmp_path / "encoders" / "one").mkdir(parents=True)
+    assert find_encoder("owner/one", tmp_path) == str(tmp_path / "encoders" / "one")
+    (tmp_path / "owner" / "one").mkdir(parents=True)
+    assert find_encoder("owner/one", tmp_path) == str(tmp_path / "owner" / "one")
 
 
 def test_settings_build_the_same_network_again(tiny_bert: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_path_that_no_example_can_take_is_an_error(shipped_scorer: EmotionScor
         judge(shipped_scorer, dataset(SPOKEN[2]), path="voice")
 
 
-def test_a_recording_that_cannot_be_read_is_left_out_and_counted(
+def test_a_recording_that_cannot_be_read_leaves_the_text_or_is_counted(
     shipped_scorer: EmotionScorer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = tmp_path / "broken.wav"
@@ -58,8 +58,10 @@ def test_a_recording_that_cannot_be_read_is_left_out_and_counted(
     )
     with caplog.at_level(logging.WARNING):
         result = judge(shipped_scorer, dataset(*examples))
-    assert (result.n, result.n_unread, result.modalities, result.accuracy) == (1, 2, ("text",), 1.0)
+    assert (result.n, result.n_unread, result.modalities, result.accuracy) == (2, 1, ("text",), 1.0)
     assert "2 recordings cannot be read" in caplog.text
+    assert "1 of these examples are answered from their texts" in caplog.text
+    assert judge(shipped_scorer, dataset(*examples, SPOKEN[1]), path="voice").n_unread == 2
     assert "broken.wav" in caplog.text
 
 

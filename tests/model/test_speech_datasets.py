@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emostream.model.datasets import Dataset, Example, divide, read_dataset
+from emostream.model.datasets import Dataset, Example, divide, read_dataset, read_splits
 from emostream.model.errors import DatasetError
 from emostream.model.samples import EMOTION, LABELS
 from emostream.model.speech_datasets import RAVDESS_ACTORS, TESS_DEV_SHARE
@@ -255,6 +255,13 @@ def test_iemocap_is_split_and_folded_by_session(tmp_path: Path) -> None:
     everything = [example for examples in splits.values() for example in examples]
     held_out = [{example.group for example in divide(everything, fold=k, folds=5)[1]} for k in range(5)]
     assert held_out == [{f"Session{k}"} for k in range(1, 6)]
+
+
+def test_what_is_wrong_with_a_split_that_joins_the_folds_is_said(tmp_path: Path) -> None:
+    write_iemocap(tmp_path)
+    next(tmp_path.rglob("Ses05F_impro01_F000.wav")).unlink()
+    with pytest.raises(DatasetError, match=r"Ses05F_impro01_F000\.wav is missing"):
+        read_splits("iemocap", tmp_path, fold=(0, 4))
 
 
 @pytest.mark.parametrize(
