@@ -38,6 +38,9 @@ STANCE_TARGETS = ("abortion", "atheism", "climate", "feminist", "hillary")
 _TWEETEVAL_CLASSES = {"offensive": ("not-offensive", "offensive")}
 """An early `mapping.txt` of this task has the two names the wrong way round; the labels mean this."""
 
+_TWEETEVAL_JUDGED = {"irony": frozenset({"irony"}), "stance": frozenset({"against", "favor"})}
+"""Classes that a task's official metric is of, where it is not of all."""
+
 TWEET_EMOTION = "tweet_emotion"
 """Head of TweetEval's emotion task, whose four classes are not our seven."""
 
@@ -240,6 +243,9 @@ def _tweeteval_classes(folder: Path, task: str) -> tuple[str, ...]:
         names = tuple(by_number[number] for number in range(len(by_number)))
     except (IndexError, ValueError, KeyError) as error:
         raise DatasetError(f"{file}: expected label number and name a line, tab-separated") from error
+    if missing := _TWEETEVAL_JUDGED.get(task, frozenset()) - set(names):
+        expected, found = " and ".join(sorted(missing)), ", ".join(names)
+        raise DatasetError(f"{file}: expected {expected} among the names, found {found}")
     meant = _TWEETEVAL_CLASSES.get(task, names)
     if names != meant and set(names) == set(meant):
         _log.warning("%s has the names in the wrong order, as an early release had; read as %s", file, ", ".join(meant))

@@ -15,12 +15,13 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 from torch import Tensor
 
 from emostream.model.datasets import Dataset, Example
+from emostream.model.errors import DatasetError
 
 ECE_BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017 (arXiv:1706.04599)."""
 
 MULTI_LABEL_THRESHOLD = 0.3
-"""Score from which GoEmotions' authors count a label as given (arXiv:2005.00547, section 5.3)."""
+"""Score above which GoEmotions' authors count a label as given (arXiv:2005.00547, section 5.3)."""
 
 
 class ClassFigures(msgspec.Struct, frozen=True):
@@ -89,9 +90,14 @@ def evaluate_scores(
         dataset: The split, N examples, whose heads share one list of classes.
         scores_NC: Probabilities over those classes, one row per example, in order.
         modalities: What the scores rest on, for the report.
+
+    Raises:
+        DatasetError: No example has exactly one label.
     """
     labels = next(iter(dataset.classes.values()))
     single = single_label(dataset.examples)
+    if not single.any():
+        raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} has exactly one label")
     truth_N = first_labels(dataset.examples)[single]
     kept_NC = scores_NC[single]
     answer_N = kept_NC.argmax(1)
@@ -220,6 +226,6 @@ def _goemotions_official(dataset: Dataset, scores_NC: NDArray[np.float32]) -> Of
     truth_NC = np.zeros(scores_NC.shape, dtype=np.bool_)
     for row, example in enumerate(dataset.examples):
         truth_NC[row, list(example.labels)] = True
-    given_NC = scores_NC >= MULTI_LABEL_THRESHOLD
+    given_NC = scores_NC > MULTI_LABEL_THRESHOLD
     value = f1_score(truth_NC, given_NC, average="macro", zero_division=0.0)
     return Official(f"multi-label macro-F1 at threshold {MULTI_LABEL_THRESHOLD}", float(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import RunningWorker, collect_answers, command, emostream, make_posts
+from tiny_data import write_goemotions
 from tiny_recordings import write_wav
 
 from emostream.connectors.messages import decode_clip, decode_post, encode_post
@@ -250,6 +251,11 @@ def test_evaluate_prints_json(tmp_path: Path) -> None:
     assert (result["task"], result["split"], result["n"], result["accuracy"]) == ("meld", "test", 3, 1.0)
     fields = ("macro_f1", "uar", "wa", "ece", "official", "per_class", "confusion")
     assert all(field in result for field in fields)
+    texts = tmp_path / "goemotions"
+    write_goemotions(texts)
+    one_label = (NOWHERE, "evaluate", "--task", "goemotions", "--data", str(texts), "--split", "dev", "--json")
+    single = json.loads(emostream(*one_label).stdout)
+    assert (single["task"], single["n"], single["official"]["name"][:11]) == ("goemotions", 16, "multi-label")
     shown = emostream(NOWHERE, "evaluate", "--task", "meld", "--data", str(tmp_path))
     assert "macro-F1" in shown.stdout
     missing = emostream(NOWHERE, "evaluate", "--task", "goemotions", "--data", str(tmp_path))

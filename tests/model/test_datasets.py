@@ -88,7 +88,8 @@ def test_tweeteval(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["dev", "val"])
 def test_tweeteval_calls_dev_val(tmp_path: Path, split: str) -> None:
-    write(tmp_path / "irony", {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": "so\n", "val_labels.txt": "1\n"})
+    mapping = "0\tnon_irony\n1\tirony"
+    write(tmp_path / "irony", {"mapping.txt": mapping, "val_text.txt": "so\n", "val_labels.txt": "1\n"})
     dataset = read_dataset("tweeteval/irony", tmp_path, split)
     assert dataset.split == "dev"
     assert dataset.examples == (Example(text="so", labels=(1,), head="irony"),)
@@ -168,6 +169,7 @@ def test_every_reader_is_listed() -> None:
             },
             r"stance/atheism/val_text\.txt is missing",
         ),
+        ("tweeteval/irony", {"irony/mapping.txt": "0\tno\n1\tyes"}, r"mapping\.txt: expected irony.*found no, yes"),
         ("semeval2018_ec", {}, r"dev\.txt is missing.*a header line"),
         ("semeval2018_ec", {"dev.txt": E_C_HEADER}, "no example"),
         ("semeval2018_ec", {"dev.txt": E_C_HEADER + "1\ta\t0\t1\t0\n2\tb\t0\t2\t0\n"}, "line 3.*3 columns of 0 or 1"),

@@ -7,7 +7,7 @@ import pytest
 
 from emostream.model.datasets import Dataset, Example
 from emostream.model.errors import DatasetError
-from emostream.model.judging import judge
+from emostream.model.judging import judge, match_by_label
 from emostream.model.samples import EMOTION, LABELS
 from emostream.model.scorer import EmotionScorer
 
@@ -63,6 +63,17 @@ def test_a_recording_that_cannot_be_read_leaves_the_text_or_is_counted(
     assert "1 of these examples are answered from their texts" in caplog.text
     assert judge(shipped_scorer, dataset(*examples, SPOKEN[1]), path="voice").n_unread == 2
     assert "broken.wav" in caplog.text
+
+
+def test_texts_and_recordings_are_paired_by_label_five_to_one() -> None:
+    texts = [Example(labels=(JOY,), text=f"joy {number}") for number in range(9)]
+    several = Example(labels=(JOY, ANGER), text="of two minds")
+    pairs = match_by_label(dataset(*texts, several), dataset(*SPOKEN[:2], SPOKEN[2]))
+    assert [(pair.labels, pair.recording) for pair in pairs.examples] == [((JOY,), CLIPS[0])] * 5
+    assert {pair.text for pair in pairs.examples} <= {text.text for text in texts}
+    assert pairs == match_by_label(dataset(*texts, several), dataset(*SPOKEN)), "the same ones each time"
+    with pytest.raises(DatasetError, match="no emotion in common"):
+        match_by_label(dataset(SPOKEN[2]), dataset(*SPOKEN[:2]))
 
 
 def test_classes_are_matched_by_name_not_by_place(shipped_scorer: EmotionScorer) -> None:

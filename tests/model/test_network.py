@@ -1,4 +1,4 @@
-"""The fused model's paths: placeholders for a missing half, and one pass of the encoder for all heads."""
+"""The fused model's paths, and placeholders for a missing half."""
 
 import pytest
 import torch

@@ -125,6 +125,24 @@ def test_other_attributes_can_be_asked_for() -> None:
         EmotionScorer.load(SHIPPED, device="cpu", attributes=("mood",))
 
 
+def test_all_heads_are_answered_from_one_pass_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    forward = TextBranch.forward
+
+    def counted(branch: TextBranch, ids: torch.Tensor) -> torch.Tensor:
+        passes.append(len(ids))
+        return forward(branch, ids)
+
+    monkeypatch.setattr(TextBranch, "forward", counted)
+    every_head = tuple(load_checkpoint(SHIPPED).config.attributes)
+    for attributes in (every_head[:1], every_head):
+        scorer = EmotionScorer.load(SHIPPED, device="cpu", attributes=attributes)
+        passes.clear()
+        (answer,) = outcomes(scorer, [Item(text="so good to see you")])
+        assert tuple(answer.attributes) == attributes
+        assert passes == [1]
+
+
 def test_emoji_are_not_lost(shipped_scorer: EmotionScorer) -> None:
     laughing, weeping = scores(shipped_scorer, ["😂😂😂", "😭💔"])
     assert LABELS[laughing.index(max(laughing))] == "joy"
