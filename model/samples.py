@@ -90,6 +90,7 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
         text_vector: The pooled text, float16, little endian; with it a partner that comes later is answered fused.
         voice_vector: The pooled recording, likewise.
         clip_fault: Why the clip that was asked about could not be heard; the answer rests on the text.
+        text_fault: Why the text that was asked about could not be read; the answer rests on the clip.
     """
 
     scores: tuple[float, ...]
@@ -100,6 +101,7 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
     text_vector: bytes | None = None
     voice_vector: bytes | None = None
     clip_fault: "Unscorable | None" = None
+    text_fault: "Unscorable | None" = None
 
 
 class Unscorable(msgspec.Struct, frozen=True, tag="unscorable"):

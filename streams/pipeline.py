@@ -245,9 +245,12 @@ class Pipeline:
         (query,) = queries
         if query.text is None or query.clip is None:
             return [verdict]
-        # A pair: its text is answered if it can be, and the clip is what cannot.
-        (outcome,) = await self._score(lane, [msgspec.structs.replace(query, clip=None)], deaths=deaths)
-        return [msgspec.structs.replace(outcome, clip_fault=verdict) if isinstance(outcome, Scored) else outcome]
+        # A pair: its text is answered if it can be, and the clip is what cannot; or the other way round.
+        (of_text,) = await self._score(lane, [msgspec.structs.replace(query, clip=None)], deaths=deaths)
+        if isinstance(of_text, Scored):
+            return [msgspec.structs.replace(of_text, clip_fault=verdict)]
+        (of_clip,) = await self._score(lane, [msgspec.structs.replace(query, text=None)], deaths=deaths)
+        return [msgspec.structs.replace(of_clip, text_fault=of_text) if isinstance(of_clip, Scored) else of_text]
 
     def _sort(
         self, batch: Batch, questions: Sequence[Question], outcomes: dict[int, Outcome]
@@ -264,6 +267,9 @@ class Pipeline:
                     outcome = msgspec.structs.replace(outcome, clip_fault=Unscorable(fault.reason, str(fault)))
             elif item.clip is not None and isinstance(outcome, Scored) and outcome.clip_fault:
                 letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.clip_fault)
+            elif item.post is not None and isinstance(outcome, Scored) and outcome.text_fault:
+                letters[item.post.record] = to_dead_letter(item.post.record, outcome.text_fault)
+                item = msgspec.structs.replace(item, post=None)
             if question.refused:
                 continue
             if isinstance(outcome, Unscorable):

@@ -43,9 +43,7 @@ def test_poison(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path:
         assert "the model raised" in said
         assert "POISON" not in said
     note_row(f"one post in {every} makes the model raise", broker.name, ledger)
-    poison = {traffic.posts[number] for number in poisoned}
-    assert {id_ for half, id_ in ledger.dead if half == "text"} == poison
-    assert {id_ for half, id_ in ledger.dead if half == "voice"} <= poison, "their clips, where both were one item"
+    assert ledger.dead == {("text", traffic.posts[number]) for number in poisoned}, "their clips are answered"
     assert set(ledger.reasons.values()) == {"scoring_failed"}
 
 

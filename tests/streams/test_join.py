@@ -6,7 +6,7 @@ it on real brokers with the real model.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,8 +17,10 @@ from prometheus_client import CollectorRegistry
 from emostream.connectors.errors import SinkUnavailable
 from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, encode_post
 from emostream.connectors.sinks import Answer, Known, ListDeadLetters, ListSink
+from emostream.model.samples import BatchOutcome, Query
 from emostream.streams.batcher import Batcher
-from emostream.streams.frames import LANES
+from emostream.streams.errors import ScoringFailed
+from emostream.streams.frames import LANES, Lane
 from emostream.streams.join import Join
 from emostream.streams.metrics import Metrics
 from emostream.streams.offsets import OffsetOrder
@@ -294,6 +296,36 @@ async def test_a_clip_whose_post_is_malformed_is_answered_alone() -> None:
     (answer,) = stream.answers.log
     assert answer.modalities == ["voice"]
     assert [letter.why.reason for letter in stream.dead.letters.values()] == ["not_json"]
+
+
+class Choosy(HashedScorer):
+    """A model that raises at certain halves."""
+
+    async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:
+        if any(query.text == "poison" or query.clip == b"poison" for query in queries):
+            raise ScoringFailed("it raised")
+        return await super().score(lane, queries, alone=alone)
+
+
+@pytest.mark.parametrize(
+    ("text", "clip", "answered", "dead"),
+    [
+        ("poison", b"a clip", ["voice"], ["posts/0/0"]),
+        ("a text", b"poison", ["text"], ["clips/0/1"]),
+        ("poison", b"poison", None, ["posts/0/0", "clips/0/1"]),
+    ],
+)
+async def test_a_half_that_the_model_cannot_take_dies_alone(
+    text: str, clip: bytes, answered: list[str] | None, dead: list[str]
+) -> None:
+    async with Stream(grace_s=LONG_S, scorer=Choosy()).running() as stream:
+        await stream.post("p", text, clip=True)
+        await stream.clip("p", clip)
+        await stream.all_acknowledged()
+    assert [answer.modalities for answer in stream.answers.log] == ([answered] if answered else [])
+    assert {origin: letter.why.reason for origin, letter in stream.dead.letters.items()} == dict.fromkeys(
+        dead, "scoring_failed"
+    )
 
 
 async def test_a_clip_without_a_key_is_a_dead_letter_at_once() -> None:
