@@ -3,6 +3,7 @@
 Called when the worker starts and by `emostream topics`.
 """
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +16,8 @@ from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import connect
 from emostream.connectors.errors import AccessRefused, BrokerError
 from emostream.connectors.producer import MOST_REQUEST_BYTES
+
+_log = logging.getLogger(__name__)
 
 _TOPIC_SETTINGS = {"max.message.bytes": str(MOST_REQUEST_BYTES)}
 """A clip of 1 MiB and what is said about it must fit into `clips`, and into the dead letters."""
@@ -111,7 +114,10 @@ def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int,
             wait=wait_fixed(_LOOK_EVERY_S),
             retry_error_callback=lambda last: last.outcome.result() if last.outcome else [],
         )
-        return heard_of(_describe, admin, names)
+        states: list[TopicState] = heard_of(_describe, admin, names)
+        if unheard := [state.name for state in states if not state.partitions]:
+            _log.warning("%s: created, but %s sees %s", ", ".join(unheard), access.user or "this client", _NOT_THERE)
+        return states
     except KafkaError as error:
         raise BrokerError(f"{access.addresses}: topics cannot be created: {error!r}") from error
     finally:
@@ -119,7 +125,7 @@ def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int,
 
 
 def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> list[TopicState]:
-    # All topics are listed first, because asking about one by name creates it where auto-creation is on.
+    # All topics are listed first, because asking about one by name may create it where auto-creation is on.
     listed = set(admin.list_topics())
     existing = [name for name in names if name in listed]
     described = admin.describe_topics(existing) if existing else []

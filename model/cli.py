@@ -100,8 +100,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="TASK=FOLDER",
-            help="Pair each recording of this data set with five texts of --task that have its label, and judge text, "
-            "voice and both on these pairs.",
+            help="Pair each recording of this data set with five texts of --task that have its label, and judge the "
+            "texts of these pairs, the recordings, and both together.",
         ),
     ] = "",
     out: Annotated[
@@ -135,11 +135,14 @@ def evaluate(
         spoken, _, folder = voices.partition("=")
         if not folder or path != "auto" or len(asked) > 1:
             raise typer.BadParameter("TASK=FOLDER is needed, one --task, and no --path", param_hint="--voices")
-        pairs = match_by_label(asked[0][0], read_dataset(spoken, Path(folder), split))
-        asked = [(pairs, each) for each in (TEXT, VOICE, FUSED)]
-    if (task, split) == ("tess", "test"):
+        recordings = read_dataset(spoken, Path(folder), split)
+        pairs = match_by_label(asked[0][0], recordings)
+        asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
+    if split == "test" and "tess" in (task, voices.partition("=")[0]):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
+    if voices and not scorer.voice_width:
+        raise typer.BadParameter("this model reads texts alone", param_hint="--voices")
     results: list[Evaluation] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for dataset, each in asked:
@@ -158,7 +161,7 @@ def evaluate(
         for result in results:
             print_evaluation(console, result)
     if overall := tweeteval_overall(results):
-        sys.stderr.write(f"{overall}\n")
+        (sys.stderr if as_json else sys.stdout).write(f"{overall}\n")
 
 
 def predict(

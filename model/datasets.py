@@ -323,7 +323,8 @@ def _lines(file: Path, *, least: int = 0) -> list[str]:
 
     Texts may hold other characters that Python takes for line ends.
     """
-    lines = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    lines = text.removesuffix("\n").split("\n") if text else []
     while len(lines) > least and not lines[-1]:
         lines.pop()
     return lines

@@ -49,6 +49,7 @@ def judge(
 
     Raises:
         DatasetError: The path asked for has no examples here, or the model has no head for the data set's labels.
+        CheckpointError: There are recordings and nothing else, and the model has no voice branch.
     """
     if EMOTION not in dataset.classes:
         if path in (VOICE, FUSED):
@@ -76,7 +77,7 @@ def judge(
     saved = sum(path == AUTO and example.text is not None for example, _ in unread)
     if unread:
         _log.warning(
-            "%d recordings cannot be read, the first of them: %s; %d of these examples are answered from their texts",
+            "%d recordings cannot be read, the first of them: %s; for %d of them there is a text to go by",
             len(unread), unread[0][1], saved,
         )  # fmt: skip
     if not kept:
@@ -90,6 +91,8 @@ def judge(
 def match_by_label(texts: Dataset, recordings: Dataset) -> Dataset:
     """Return pairs made of each recording and five texts of its label: no public set here has both of one person.
 
+    What is known of a recording's own words is replaced.
+
     Raises:
         DatasetError: They are not labelled with the seven emotions, or share no label.
     """
@@ -99,7 +102,7 @@ def match_by_label(texts: Dataset, recordings: Dataset) -> Dataset:
     if not pairs:
         raise DatasetError(f"texts of {texts.name} and recordings of {recordings.name} have no emotion in common")
     examples = tuple(msgspec.structs.replace(spoken[recording], text=written[text].text) for text, recording in pairs)
-    return Dataset(PAIRS, texts.split, {EMOTION: LABELS}, examples)
+    return Dataset(f"{PAIRS}/{texts.name}+{recordings.name}", texts.split, {EMOTION: LABELS}, examples)
 
 
 def _item(example: Example, path: str, unread: list[tuple[Example, str]], *, hears: bool) -> Item | None:
@@ -109,6 +112,9 @@ def _item(example: Example, path: str, unread: list[tuple[Example, str]], *, hea
     if example.recording is not None and path != TEXT and (hears or text is None or path == FUSED):
         try:
             recording = decode_recording(example.recording)
+            if recording.damaged:  # the worker takes none of it, either
+                recording = None
+                unread.append((example, f"{example.recording}: a part of it is missing or corrupt"))
         except (AudioError, OSError) as error:
             unread.append((example, f"{example.recording}: {error}"))
     if (text is None and recording is None) or (path == FUSED and (text is None or recording is None)):

@@ -105,7 +105,7 @@ def load_pretrained(name_or_file: str) -> dict[str, Tensor]:
         file = Path(name_or_file)
         return load_file(file if file.is_file() else hf_hub_download(name_or_file, "model.safetensors"))
     except (OSError, SafetensorError, HFValidationError) as error:
-        raise RecipeError(f"voice weights {name_or_file!r} cannot be loaded: {error}") from error
+        raise RecipeError(f"no voice weights {name_or_file!r}, neither under --data nor on the hub: {error}") from error
 
 
 def start_from(network: MobileNet, weights: Mapping[str, Tensor], *, images_BKFM: Tensor) -> None:

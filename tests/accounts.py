@@ -143,7 +143,7 @@ def counted(settings: Settings) -> int:
 
 def assert_each_counts_once(settings: Settings, worker: RunningWorker, count: int) -> None:
     """Make sure that Redis has counted so many ids, and counts no more, once nothing is under way in the worker."""
-    await_true(worker.idle, within_s=60)
+    await_true(lambda: worker.idle() and counted(settings) >= count, within_s=60)
     assert counted(settings) == count, "each id counts once"
 
 

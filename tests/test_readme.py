@@ -133,7 +133,7 @@ def test_training_and_evaluation_run_on_a_small_folder(tmp_path: Path, stack_env
     train_and_evaluate, worker = code.strip().rsplit("\n", 1)
     said = run(train_and_evaluate, stack_environment, cwd=tmp_path)
     assert "mean of the seven official metrics" in said
-    assert "pairs" in said
+    assert "pairs/goemotions+ravdess dev, from text and voice" in said
     assert '"task":"ravdess","split":"dev","n":18' in said
     assert "runs/mine/best" in said
     assert len(list((tmp_path / "figures").glob("tweeteval-*.png"))) == 7

@@ -7,21 +7,21 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), "the", "so"]
 
 
-def save_tiny_roberta(folder: Path) -> None:
-    """Save a RoBERTa encoder of two layers and a byte-level tokenizer, as transformers does."""
+def save_tiny_roberta(folder: Path, config_type: type, model_type: type) -> None:
+    """Save a RoBERTa encoder of two layers, of one of its families, and a byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+    from transformers import PreTrainedTokenizerFast
 
     torch.manual_seed(1)
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: number for number, piece in enumerate([*special, *characters, "so"])}
-    config = RobertaConfig(
+    config = config_type(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=514, type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    model_type(config, add_pooling_layer=False).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[("s", "o")], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -34,12 +34,15 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def test_a_blank_tweet_at_the_end_is_a_tweet(tmp_path: Path) -> None:
-    for ending in ("", "\n", "\n\n"):
+    for ending in ("\n", "\n\n"):
         write(
             tmp_path / "hate",
             {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": f"a\n\nb\n{ending}", "val_labels.txt": "0\n1\n1\n0\n"},
         )
         assert read_dataset("tweeteval/hate", tmp_path, "dev").texts == ["a", "", "b", ""]
+    (tmp_path / "hate" / "val_text.txt").write_text("a\n\nb\n")
+    with pytest.raises(DatasetError, match=r"has 3 lines and .* 4"):
+        read_dataset("tweeteval/hate", tmp_path, "dev")
 
 
 def test_goemotions_with_seven_labels(tmp_path: Path) -> None:

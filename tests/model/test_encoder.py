@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_encoder import save_tiny_roberta
-from transformers import AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaModel
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    CamembertConfig,
+    CamembertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from emostream.model.encoder import (
     build_encoder,
@@ -29,9 +38,10 @@ def test_bert_weights_give_berts_outputs(tiny_bert: Path) -> None:
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
 
 
-def test_roberta_weights_give_robertas_outputs_for_what_its_tokenizer_gives(tmp_path: Path) -> None:
-    save_tiny_roberta(tmp_path)
-    roberta = RobertaModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+@pytest.mark.parametrize("family", [(RobertaConfig, RobertaModel), (CamembertConfig, CamembertModel)])
+def test_roberta_weights_give_robertas_outputs_for_what_its_tokenizer_gives(tmp_path: Path, family: tuple) -> None:
+    save_tiny_roberta(tmp_path, *family)
+    roberta = family[1].from_pretrained(tmp_path, add_pooling_layer=False).eval()
     encoder = load_pretrained_encoder(str(tmp_path)).eval()
     tokenizer = load_pretrained_tokenizer(str(tmp_path), normalisation=Normalisation(), window_tokens=32)
     (text,) = tokenizer.windows(["so so, señor \U0001f642"])

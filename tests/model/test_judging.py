@@ -60,7 +60,7 @@ def test_a_recording_that_cannot_be_read_leaves_the_text_or_is_counted(
         result = judge(shipped_scorer, dataset(*examples))
     assert (result.n, result.n_unread, result.modalities, result.accuracy) == (2, 1, ("text",), 1.0)
     assert "2 recordings cannot be read" in caplog.text
-    assert "1 of these examples are answered from their texts" in caplog.text
+    assert "for 1 of them there is a text to go by" in caplog.text
     assert judge(shipped_scorer, dataset(*examples, SPOKEN[1]), path="voice").n_unread == 2
     assert "broken.wav" in caplog.text
 

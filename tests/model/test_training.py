@@ -18,7 +18,7 @@ from emostream.model import cli, training_loop
 from emostream.model.audio import decode_recording
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.datasets import read_dataset, readers
-from emostream.model.errors import DatasetError, RecipeError
+from emostream.model.errors import DatasetError, DeviceError, RecipeError
 from emostream.model.judging import judge
 from emostream.model.pooling import Compute
 from emostream.model.recipe import (
@@ -421,6 +421,13 @@ def test_two_processes_train_together(data: Path, tmp_path: Path) -> None:
     scorer = EmotionScorer.load(tmp_path / "run" / "best", device="cpu")
     answers = scorer.score([Item(text="a so"), Item(text="the j so")]).outcomes
     assert [best(answer.scores) for answer in answers] == ["anger", "joy"]
+
+
+def test_the_recipe_names_a_device_and_a_run_may_go_on_on_another(run: Path, data: Path, tmp_path: Path) -> None:
+    elsewhere = msgspec.structs.replace(RECIPE, device="cuda:99")
+    with pytest.raises(DeviceError, match="cuda:99"):
+        train(elsewhere, data=data, run=tmp_path)
+    assert train(elsewhere, data=data, run=run, device="cpu"), "what is done is not done again"
 
 
 def test_a_folder_of_another_recipe_is_left_alone(run: Path, data: Path) -> None:
