@@ -76,7 +76,9 @@ bench-features: install ## Images of speech: ours beside librosa, clip by clip
 
 ablation: install ## What each choice of the recipe is worth, in short trainings: make ablation DATA=folder
 	$(BIN)/python tests/bench/ablate.py --stage text --data $(DATA)
+	$(BIN)/python tests/bench/ablate.py --stage heads --data $(DATA)
 	$(BIN)/python tests/bench/ablate.py --stage voice --data $(DATA)
+	$(BIN)/python tests/bench/ablate.py --stage fusion --data $(DATA)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

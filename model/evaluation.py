@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch import Tensor
+from torch.nn import functional
 
 from emostream.model.datasets import Dataset, Example
 from emostream.model.errors import DatasetError
@@ -157,24 +158,31 @@ def chance_calibration_error(confidence_N: NDArray[np.float32], *, draws: int = 
     return float(np.mean([expected_calibration_error(confidence_N, right_N) for right_N in worlds]))
 
 
-def fit_temperature(logits_NC: Tensor, examples: Sequence[Example]) -> float:
+def fit_temperature(*sets: tuple[Tensor, Sequence[Example]]) -> float:
     """Return the temperature that makes the likelihood of development examples' labels highest.
 
     Args:
-        logits_NC: Raw logits, one row per example.
-        examples: From a development split; those with several labels are left out.
+        sets: Raw logits, logits_NC, and their examples, of each development set; examples with several labels are left
+            out. Sets count alike, however large they are. Where nothing is left, it is 1.
 
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
-    single = single_label(examples)
-    truth_N = torch.from_numpy(first_labels(examples)[single])
-    kept_NC = logits_NC[torch.from_numpy(single)].float()
+    kept = []
+    for logits_NC, examples in sets:
+        single = single_label(examples)
+        if single.any():
+            kept.append((logits_NC[torch.from_numpy(single)].float(), torch.from_numpy(first_labels(examples)[single])))
+    if not kept:
+        return 1.0
     log_temperature = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = torch.nn.functional.cross_entropy(kept_NC / log_temperature.exp(), truth_N)
+        scale = log_temperature.exp()
+        value = torch.stack(
+            [functional.cross_entropy(logits_NC / scale, truth_N) for logits_NC, truth_N in kept]
+        ).mean()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -174,13 +174,12 @@ class FusionStage(Stage):
         return tuple(evaluations)
 
     def temperatures(self) -> dict[str, float]:
-        """Return each path's temperature, fitted on the development examples of that path."""
+        """Return each path's temperature, fitted on the development sets of that path, which count alike."""
         fitted: dict[str, float] = {}
         for path in (TEXT, VOICE, FUSED):
             pools = [pool for pool in self._dev if pool.path == path]
             if pools:
-                logits_NC = torch.cat([self._logits(pool, path) for pool in pools])
-                fitted[path] = fit_temperature(logits_NC, [e for pool in pools for e in pool.dataset.examples])
+                fitted[path] = fit_temperature(*((self._logits(each, path), each.dataset.examples) for each in pools))
         return fitted
 
     @torch.no_grad()

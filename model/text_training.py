@@ -201,7 +201,7 @@ def _head_temperatures(datasets: Sequence[Dataset], logits: Sequence[Tensor]) ->
         for example, logits_C in zip(dataset.examples, logits_NC, strict=True):
             rows.setdefault(_task(example.head), []).append((example, logits_C))
     fitted = {
-        task: fit_temperature(torch.stack([row for _, row in pairs]), [example for example, _ in pairs])
+        task: fit_temperature((torch.stack([row for _, row in pairs]), [example for example, _ in pairs]))
         for task, pairs in rows.items()
     }
     return {example.head: fitted[_task(example.head)] for dataset in datasets for example in dataset.examples}

@@ -178,7 +178,7 @@ class VoiceStage(Stage):
         pooled_NV = pool_clips(self.branch, clips, compute=self._compute)
         with torch.no_grad():
             logits_NC = self.head(pooled_NV.to(self._compute.device)).float().cpu()
-        scores_NC = torch.softmax(logits_NC / fit_temperature(logits_NC, dataset.examples), -1).numpy()
+        scores_NC = torch.softmax(logits_NC / fit_temperature((logits_NC, dataset.examples)), -1).numpy()
         return evaluate_scores(dataset, scores_NC, modalities=("voice",))
 
     def sets(self, split: str) -> list[Dataset]:

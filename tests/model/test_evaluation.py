@@ -174,11 +174,19 @@ def test_temperature_undoes_overconfidence() -> None:
     true_logits = torch.randn(4000, len(LABELS)) * 2
     drawn = torch.distributions.Categorical(logits=true_logits).sample().tolist()
     given = examples(*((label,) for label in drawn))
-    assert fit_temperature(true_logits * 3, given) == pytest.approx(3, rel=0.05)
+    assert fit_temperature((true_logits * 3, given)) == pytest.approx(3, rel=0.05)
 
 
 def test_temperature_leaves_ambiguous_examples_out() -> None:
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 9.0]])
     # Of the first three, one is wrong: best where the softmax says 2/3, at a difference of ln 2.
     given = examples((0,), (0,), (1,), (0, 1))
-    assert fit_temperature(logits, given) == pytest.approx(2 / np.log(2), rel=1e-3)
+    assert fit_temperature((logits, given)) == pytest.approx(2 / np.log(2), rel=1e-3)
+
+
+def test_a_large_set_has_no_more_say_in_the_temperature_than_a_small_one() -> None:
+    sure = (torch.tensor([[2.0, 0.0]] * 4), examples((0,), (0,), (0,), (1,)))
+    unsure = (torch.tensor([[2.0, 0.0]] * 2), examples((0,), (1,)))
+    many = (sure[0].repeat(50, 1), sure[1] * 50)
+    assert fit_temperature(many, unsure) == pytest.approx(fit_temperature(sure, unsure), rel=1e-3)
+    assert fit_temperature(sure) < fit_temperature(sure, unsure)
