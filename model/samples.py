@@ -110,10 +110,12 @@ class Unscorable(msgspec.Struct, frozen=True, tag="unscorable"):
     Attributes:
         reason: A short stable word: dead-letter header and metric label.
         error: One sentence for a person.
+        of_clip: Of a pair, why its clip cannot be answered alone, where that is another reason.
     """
 
     reason: str
     error: str
+    of_clip: "Unscorable | None" = None
 
 
 Outcome = Scored | Unscorable

@@ -77,13 +77,9 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def query(self) -> Query:
-        """What the model is asked: the item, and a partner that was read before for one that is missing or broken."""
-        query, known = self.item.query, self.known or Known()
-        return msgspec.structs.replace(
-            query,
-            text_vector=known.text_vector if query.text is None else None,
-            voice_vector=known.voice_vector,
-        )
+        """What the model is asked: the item, and halves that were read before for what is missing or broken."""
+        known = self.known or Known()
+        return msgspec.structs.replace(self.item.query, text_vector=known.text_vector, voice_vector=known.voice_vector)
 
     @property
     def refused(self) -> bool:
@@ -101,7 +97,7 @@ class Question(msgspec.Struct, frozen=True):
         return self._outdated(known) or (None in halves and len(known.emotion.modalities) > 1)
 
     def would_lose(self, scored: Scored) -> bool:
-        """Whether an answer is poorer than the one that stands: its clip turned out to be none."""
+        """Whether an answer is poorer than the one that stands: one of its halves turned out to be none."""
         before = self.known.emotion if self.known is not None else None
         return before is not None and len(before.modalities) > len(scored.modalities)
 
@@ -232,7 +228,10 @@ class Pipeline:
             self._metrics.batch_retries.labels(ScoringFailed.reason).inc()
             return await self._split(lane, queries, Unscorable(ScoringFailed.reason, str(fault)), deaths=deaths)
         self._observe_scoring(lane, result)
-        return list(result.outcomes)
+        return [
+            await self._by_halves(lane, query, outcome, deaths=deaths) if isinstance(outcome, Unscorable) else outcome
+            for query, outcome in zip(queries, result.outcomes, strict=True)
+        ]
 
     async def _split(
         self, lane: Lane, queries: Sequence[Query], verdict: Unscorable, *, deaths: int | None
@@ -242,15 +241,19 @@ class Pipeline:
             middle = len(queries) // 2
             parts = [await self._score(lane, part, deaths=deaths) for part in (queries[:middle], queries[middle:])]
             return [*parts[0], *parts[1]]
-        (query,) = queries
+        return [await self._by_halves(lane, queries[0], verdict, deaths=deaths)]
+
+    async def _by_halves(self, lane: Lane, query: Query, verdict: Unscorable, *, deaths: int | None) -> Outcome:
+        """Ask about the halves of a pair that cannot be answered, one by one; what is no pair gets the verdict."""
         if query.text is None or query.clip is None:
-            return [verdict]
-        # A pair: its text is answered if it can be, and the clip is what cannot; or the other way round.
+            return verdict
         (of_text,) = await self._score(lane, [msgspec.structs.replace(query, clip=None)], deaths=deaths)
         if isinstance(of_text, Scored):
-            return [msgspec.structs.replace(of_text, clip_fault=verdict)]
+            return msgspec.structs.replace(of_text, clip_fault=verdict)
         (of_clip,) = await self._score(lane, [msgspec.structs.replace(query, text=None)], deaths=deaths)
-        return [msgspec.structs.replace(of_clip, text_fault=of_text) if isinstance(of_clip, Scored) else of_text]
+        if isinstance(of_clip, Scored):
+            return msgspec.structs.replace(of_clip, text_fault=of_text)
+        return msgspec.structs.replace(of_text, of_clip=of_clip)
 
     def _sort(
         self, batch: Batch, questions: Sequence[Question], outcomes: dict[int, Outcome]
@@ -274,6 +277,8 @@ class Pipeline:
                 continue
             if isinstance(outcome, Unscorable):
                 letters.update({record: to_dead_letter(record, outcome) for record in item.records})
+                if item.clip is not None and outcome.of_clip:
+                    letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.of_clip)
             elif outcome is None or question.would_lose(outcome):  # the answer that stands is this record's, too
                 answers.append((item, standing_answer(question.known)))
             else:

@@ -166,10 +166,10 @@ def finished_text(
     stage = TextStage(replace(recipe.text, datasets=chosen), data=data, compute=compute, seed=recipe.seed)
     stage.branch.load_state_dict(checkpoint.network.text.state_dict())
     stage.eval()
-    pool, pooled = stage.pool, dict[tuple[str, str], Tensor]()
+    pool, pooled = stage.pool, dict[tuple[str, ...], Tensor]()
 
     def pool_once(dataset: Dataset) -> Tensor:
-        key = dataset.name, dataset.split
+        key = dataset.name, dataset.split, *dataset.texts
         if key not in pooled:
             pooled[key] = pool(dataset)
         return pooled[key]

@@ -21,6 +21,7 @@ from redis.asyncio import Redis as AsyncRedis
 from support import (
     KAFKA_SCRIPT,
     ROOT,
+    TEXTS,
     Broker,
     RunningWorker,
     await_true,
@@ -176,7 +177,7 @@ def test_a_worker_with_a_wrong_password_ends_and_says_so(
     assert_no_secret(worker)
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 def test_a_worker_answers_over_tls_and_outlives_a_lost_right(
     secure: KafkaAccess, redis: RedisAccess, mechanism: Mechanism, tmp_path: Path
 ) -> None:
@@ -325,3 +326,4 @@ def assert_no_secret(worker: RunningWorker) -> None:
     settings = worker.settings
     for secret in (settings.kafka_password, settings.redis_password):
         assert secret.get_secret_value() not in said
+    assert not any(text in said for text in TEXTS), "what posts say, at debug level"

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from emostream.connectors.errors import SinkUnavailable
 from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, encode_post
 from emostream.connectors.sinks import Answer, Known, ListDeadLetters, ListSink
-from emostream.model.samples import BatchOutcome, Query
+from emostream.model.samples import BatchOutcome, Query, Unscorable
 from emostream.streams.batcher import Batcher
-from emostream.streams.errors import ScoringFailed
+from emostream.streams.errors import ScorerGone, ScoringFailed
 from emostream.streams.frames import LANES, Lane
 from emostream.streams.join import Join
 from emostream.streams.metrics import Metrics
@@ -299,33 +300,58 @@ async def test_a_clip_whose_post_is_malformed_is_answered_alone() -> None:
 
 
 class Choosy(HashedScorer):
-    """A model that raises at certain halves."""
+    """A model that cannot take certain halves: it raises, its process dies, or what comes out is no number."""
+
+    def __init__(self, manner: str) -> None:
+        super().__init__()
+        self._manner = manner
 
     async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:
-        if any(query.text == "poison" or query.clip == b"poison" for query in queries):
+        poisoned = [query.text == "poison" or query.clip == b"poison" for query in queries]
+        if any(poisoned) and self._manner == "scoring_failed":
             raise ScoringFailed("it raised")
-        return await super().score(lane, queries, alone=alone)
+        if any(poisoned) and self._manner == "kills_scorer":
+            raise ScorerGone(suspect=alone)
+        result = await super().score(lane, queries, alone=alone)
+        no_number = Unscorable("not_a_number", "no number")
+        pairs = zip(poisoned, result.outcomes, strict=True)
+        return msgspec.structs.replace(result, outcomes=tuple(no_number if bad else good for bad, good in pairs))
 
 
+@pytest.mark.parametrize("manner", ["scoring_failed", "kills_scorer", "not_a_number"])
 @pytest.mark.parametrize(
     ("text", "clip", "answered", "dead"),
     [
-        ("poison", b"a clip", ["voice"], ["posts/0/0"]),
-        ("a text", b"poison", ["text"], ["clips/0/1"]),
-        ("poison", b"poison", None, ["posts/0/0", "clips/0/1"]),
+        ("poison", b"a clip", ["voice"], {"posts/0/0": ""}),
+        ("a text", b"poison", ["text"], {"clips/0/1": ""}),
+        ("poison", b"poison", None, {"posts/0/0": "", "clips/0/1": ""}),
+        ("poison", b"! broken", None, {"posts/0/0": "", "clips/0/1": "audio_undecodable"}),
     ],
 )
 async def test_a_half_that_the_model_cannot_take_dies_alone(
-    text: str, clip: bytes, answered: list[str] | None, dead: list[str]
+    manner: str, text: str, clip: bytes, answered: list[str] | None, dead: dict[str, str]
 ) -> None:
-    async with Stream(grace_s=LONG_S, scorer=Choosy()).running() as stream:
+    async with Stream(grace_s=LONG_S, scorer=Choosy(manner)).running() as stream:
         await stream.post("p", text, clip=True)
         await stream.clip("p", clip)
         await stream.all_acknowledged()
     assert [answer.modalities for answer in stream.answers.log] == ([answered] if answered else [])
-    assert {origin: letter.why.reason for origin, letter in stream.dead.letters.items()} == dict.fromkeys(
-        dead, "scoring_failed"
-    )
+    reasons = {origin: letter.why.reason for origin, letter in stream.dead.letters.items()}
+    assert reasons == {origin: reason or manner for origin, reason in dead.items()}
+
+
+async def test_a_clip_whose_post_the_model_cannot_take_is_joined_with_what_was_read_before() -> None:
+    async with Stream(grace_s=LONG_S, scorer=Choosy("scoring_failed")).running() as stream:
+        await stream.post("p")
+        await stream.all_acknowledged()
+        await stream.post("p", "poison", clip=True)
+        await stream.clip("p")
+        await stream.all_acknowledged()
+    assert [(answer.revision, answer.modalities) for answer in stream.answers.log] == [
+        (1, ["text"]),
+        (2, ["text", "voice"]),
+    ]
+    assert list(stream.dead.letters) == ["posts/0/1"]
 
 
 async def test_a_clip_without_a_key_is_a_dead_letter_at_once() -> None:
