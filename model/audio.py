@@ -130,6 +130,17 @@ def decode_recording(source: bytes | Path) -> Recording:
     return exhaust(decode_in_steps(source))
 
 
+def require_whole(recording: Recording) -> Recording:
+    """Return a recording of which nothing is missing.
+
+    Raises:
+        AudioError: It is damaged.
+    """
+    if recording.damaged:
+        raise AudioError("audio_damaged", "a part of the recording is missing or corrupt")
+    return recording
+
+
 def decode_in_steps(source: bytes | Path) -> Generator[None, None, Recording]:
     """Decode as `decode_recording` does, and pause after every `_STEP_SECONDS` of sound: others get their turn."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:

@@ -129,16 +129,16 @@ def evaluate(
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file; a folder is needed", param_hint="--out")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    spoken, _, folder = voices.partition("=")
+    if voices and (not folder or path != "auto" or task == "tweeteval"):
+        raise typer.BadParameter("TASK=FOLDER is needed, one --task, and no --path", param_hint="--voices")
     names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
     asked = [(read_dataset(name, data, split), path) for name in names]
     if voices:
-        spoken, _, folder = voices.partition("=")
-        if not folder or path != "auto" or len(asked) > 1:
-            raise typer.BadParameter("TASK=FOLDER is needed, one --task, and no --path", param_hint="--voices")
         recordings = read_dataset(spoken, Path(folder), split)
         pairs = match_by_label(asked[0][0], recordings)
         asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
-    if split == "test" and "tess" in (task, voices.partition("=")[0]):
+    if split == "test" and "tess" in (task, spoken):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
     if voices and not scorer.voice_width:

@@ -53,8 +53,9 @@ class AudioError(ModelError):
     Args:
         reason: A short stable word: metric label and dead-letter header. `audio_empty` (no bytes, no samples),
             `audio_undecodable` (corrupt, cut off too early, or no format that is taken), `audio_no_stream` (a file
-            without sound), `audio_rate` (an impossible sample rate), `audio_too_short`, `audio_silent` (digital
-            silence) or `audio_not_finite` (samples that are NaN or infinite).
+            without sound), `audio_damaged` (a part is missing), `audio_rate` (an impossible sample rate),
+            `audio_too_short`, `audio_silent` (digital silence) or `audio_not_finite` (samples that are NaN or
+            infinite).
         error: One sentence for a person.
     """
 

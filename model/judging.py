@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emostream.model.audio import decode_recording
+from emostream.model.audio import decode_recording, require_whole
 from emostream.model.datasets import PAIRS, Dataset, Example
 from emostream.model.errors import AudioError, DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores
 from emostream.model.samples import EMOTION, FUSED, LABELS, TEXT, VOICE, Scored
 from emostream.model.sampling import pair_by_label
 from emostream.model.scorer import EmotionScorer, Item
-
-_PAIRING_SEED = 7
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +27,9 @@ AUTO = "auto"
 
 _AT_ONCE = 256
 """Examples between two steps of the progress bar; as many recordings are held decoded at once."""
+
+_PAIRING_SEED = 7
+"""Pairs of the same sets are the same ones each time."""
 
 OnProgress = Callable[[int, int], None]
 """Told how many examples are done, and how many there are."""
@@ -111,10 +112,7 @@ def _item(example: Example, path: str, unread: list[tuple[Example, str]], *, hea
     recording = None
     if example.recording is not None and path != TEXT and (hears or text is None or path == FUSED):
         try:
-            recording = decode_recording(example.recording)
-            if recording.damaged:  # the worker takes none of it, either
-                recording = None
-                unread.append((example, f"{example.recording}: a part of it is missing or corrupt"))
+            recording = require_whole(decode_recording(example.recording))  # the worker takes nothing else, either
         except (AudioError, OSError) as error:
             unread.append((example, f"{example.recording}: {error}"))
     if (text is None and recording is None) or (path == FUSED and (text is None or recording is None)):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emostream.model.audio import Recording, decode_in_steps
+from emostream.model.audio import Recording, decode_in_steps, require_whole
 from emostream.model.errors import AudioError
 from emostream.model.samples import BatchOutcome, Outcome, Query, Scored, Unscorable
 from emostream.model.scorer import EmotionScorer, Item, PreparedBatch
@@ -64,12 +64,9 @@ def _read(query: Query, scorer: EmotionScorer) -> Generator[None, None, tuple[It
     fault: Unscorable | None = None
     if query.clip is not None:
         try:
-            recording = yield from decode_in_steps(query.clip)
+            recording = require_whole((yield from decode_in_steps(query.clip)))
         except AudioError as error:
             fault = Unscorable(error.reason, str(error))
-        else:
-            if recording.damaged:
-                recording, fault = None, Unscorable("audio_damaged", "a part of the recording is missing or corrupt")
     if query.text is None and recording is None and (fault is not None or query.voice_vector is None):
         return None, fault
     text_D = _vector(query.text_vector, scorer.text_width)

@@ -46,6 +46,11 @@ from emostream.model.voice_training import VoiceStage
 replace = msgspec.structs.replace
 
 
+def descending(base: Any, **changes: Any) -> Any:
+    """Return a stage's recipe with something of its optimisation changed."""
+    return replace(base, optimisation=replace(base.optimisation, **changes))
+
+
 def text_variants(base: TextRecipe) -> dict[str, TextRecipe]:
     """Return recipes of the text stage, each with one choice changed."""
     settings = base.optimisation
@@ -58,9 +63,9 @@ def text_variants(base: TextRecipe) -> dict[str, TextRecipe]:
         "no emphasis": replace(base, datasets=even),
         "data sets by size": replace(base, sampling_power=1.0),
         "data sets alike": replace(base, sampling_power=0.0),
-        "no label smoothing": replace(base, optimisation=replace(settings, label_smoothing=0.0)),
-        "one rate for all layers": replace(base, optimisation=replace(settings, layer_decay=1.0)),
-        "half the rate": replace(base, optimisation=replace(settings, learning_rate=settings.learning_rate / 2)),
+        "no label smoothing": descending(base, label_smoothing=0.0),
+        "one rate for all layers": descending(base, layer_decay=1.0),
+        "half the rate": descending(base, learning_rate=settings.learning_rate / 2),
         "R-Drop 1 (twice the work)": replace(base, r_drop=1.0),
     }
 
@@ -87,10 +92,10 @@ def head_variants(base: HeadRecipe) -> dict[str, HeadRecipe]:
         "no class weights": replace(base, class_weight_power=0.0),
         "class weights to the power 0.35": replace(base, class_weight_power=0.35),
         "class weights to the power 0.75": replace(base, class_weight_power=0.75),
-        "a third of the epochs": replace(base, optimisation=replace(settings, epochs=max(1, settings.epochs // 3))),
-        "no label smoothing": replace(base, optimisation=replace(settings, label_smoothing=0.0)),
-        "label smoothing 0.1": replace(base, optimisation=replace(settings, label_smoothing=0.1)),
-        "weight decay 0.1": replace(base, optimisation=replace(settings, weight_decay=0.1)),
+        "a third of the epochs": descending(base, epochs=max(1, settings.epochs // 3)),
+        "no label smoothing": descending(base, label_smoothing=0.0),
+        "label smoothing 0.1": descending(base, label_smoothing=0.1),
+        "weight decay 0.1": descending(base, weight_decay=0.1),
     }
 
 
@@ -104,11 +109,9 @@ def fusion_variants(base: FusionRecipe) -> dict[str, FusionRecipe]:
         "nothing of the voice dropped": replace(base, voice_dropout=0.0),
         "dropout 0.1": replace(base, dropout=0.1),
         "dropout 0.5": replace(base, dropout=0.5),
-        "label smoothing 0.05": replace(base, optimisation=replace(settings, label_smoothing=0.05)),
-        "twice the epochs": replace(base, optimisation=replace(settings, epochs=2 * settings.epochs)),
-        "twice the rate": replace(
-            base, optimisation=replace(settings, head_learning_rate=2 * settings.head_learning_rate)
-        ),
+        "label smoothing 0.05": descending(base, label_smoothing=0.05),
+        "twice the epochs": descending(base, epochs=2 * settings.epochs),
+        "twice the rate": descending(base, head_learning_rate=2 * settings.head_learning_rate),
     }
 
 
@@ -126,10 +129,9 @@ def from_nothing(stage: type[TextStage] | type[VoiceStage], *, data: Path, compu
     return build
 
 
-def over_text(recipe: Recipe, checkpoint: Checkpoint, *, data: Path, compute: Compute) -> Build:
+def over_text(recipe: Recipe, checkpoint: Checkpoint, *, only: tuple[str, ...], data: Path, compute: Compute) -> Build:
     """Return what builds the heads stage over a checkpoint's encoder, its heads without what they learned."""
-    names = recipe.heads.datasets if recipe.heads else ()
-    text = finished_text(recipe, checkpoint, only=names, data=data, compute=compute)
+    text = finished_text(recipe, checkpoint, only=only, data=data, compute=compute)
 
     def build(changed: Any, seed: int) -> Stage:
         torch.manual_seed(seed)
@@ -203,7 +205,7 @@ def taken_apart(
         raise SystemExit(f"{options.recipe} has no stage {stage}")
     short = {"text": (2, 12_000), "voice": (6, 1_600)}.get(stage, (None, None))
     if epochs := options.epochs or short[0]:
-        base = replace(base, optimisation=replace(base.optimisation, epochs=epochs))
+        base = descending(base, epochs=epochs)
     if (examples := options.examples or short[1]) and not isinstance(base, HeadRecipe):
         base = replace(base, examples_per_epoch=examples)
     if isinstance(base, TextRecipe):
@@ -212,7 +214,8 @@ def taken_apart(
         return base, voice_variants(base), from_nothing(VoiceStage, data=options.data, compute=compute)
     checkpoint = load_checkpoint(options.checkpoint)
     if isinstance(base, HeadRecipe):
-        return base, head_variants(base), over_text(recipe, checkpoint, data=options.data, compute=compute)
+        heads = over_text(recipe, checkpoint, only=base.datasets, data=options.data, compute=compute)
+        return base, head_variants(base), heads
     return base, fusion_variants(base), over_both(recipe, checkpoint, data=options.data, compute=compute)
 
 

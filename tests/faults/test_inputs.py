@@ -42,8 +42,9 @@ def test_poison(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path:
         said = worker.log.read_text()
         assert "the model raised" in said
         assert "POISON" not in said
-    note_row(f"one post in {every} makes the model raise", broker.name, ledger)
+    account = note_row(f"one post in {every} makes the model raise", broker.name, ledger)
     assert ledger.dead == {("text", traffic.posts[number]) for number in poisoned}, "their clips are answered"
+    assert account.answers == count + len(traffic.clips) - len(poisoned)
     assert set(ledger.reasons.values()) == {"scoring_failed"}
 
 

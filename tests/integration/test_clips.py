@@ -206,7 +206,7 @@ def test_a_missing_topic_is_created_or_named(broker: Broker, stack: Stack, tmp_p
 
 
 def test_a_broker_may_hear_of_a_new_topic_late(broker: Broker, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An Apache Kafka answers that a topic is created before its own list of topics holds it, some once in forty."""
+    """An Apache Kafka answers that a topic is created before its own list of topics holds it, now and then."""
     settings = make_settings(broker, stack)
     listed = KafkaAdminClient.list_topics
     kept_back = 6
