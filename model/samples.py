@@ -104,6 +104,10 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
     text_fault: "Unscorable | None" = None
 
 
+NOT_A_NUMBER = "not_a_number"
+"""Reason of what the network answers with a score that is no number."""
+
+
 class Unscorable(msgspec.Struct, frozen=True, tag="unscorable"):
     """One item that the model cannot answer, in the place where its score would stand.
 

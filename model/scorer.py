@@ -35,6 +35,7 @@ from emostream.model.samples import (
     FLAG_WINDOWED,
     FUSED,
     MODALITIES,
+    NOT_A_NUMBER,
     TEXT,
     VOICE,
     AttributeAnswer,
@@ -168,16 +169,27 @@ class EmotionScorer:
         return self._network.voice.width if self._network.voice is not None else 0
 
     def warm_up(self) -> None:
-        """Score a few items of different lengths, so that the first real batch finds everything prepared."""
-        for count in (1, 32):
+        """Score a few items of different lengths, so that the first real batch finds everything prepared.
+
+        A GPU sets memory aside for full passes as well; a CPU has nothing to prepare for them.
+        """
+        for count in (1,) if self._compute.device.type == "cpu" else (1, 32):
             self.score([Item(text=text) for text in _WARM_UP_TEXTS * count])
         if self._network.voice is not None:
             self.score([Item(text=_WARM_UP_TEXTS[0], recording=recording) for recording in _warm_up_recordings()])
+        self.probe()
 
     def probe(self) -> None:
-        """Score a short text and a short recording: what raises here raises on everything."""
+        """Score a short text and a short recording: what raises here raises on everything.
+
+        Raises:
+            CheckpointError: They get no number.
+        """
         recording = _warm_up_recordings()[0] if self._network.voice is not None else None
-        self.score([Item(text=_WARM_UP_TEXTS[0]), Item(text=_WARM_UP_TEXTS[0], recording=recording)])
+        items = [Item(text=_WARM_UP_TEXTS[0]), Item(text=_WARM_UP_TEXTS[0], recording=recording)]
+        for outcome in self.score(items).outcomes:
+            if isinstance(outcome, Unscorable):
+                raise CheckpointError(f"{outcome.error}, whatever is asked: weights or device are broken")
 
     def score(self, items: Sequence[Item]) -> BatchOutcome:
         """Score items of any length: `prepare`, then `compute`.
@@ -387,7 +399,7 @@ def _outcome(
     voice_vector: bytes | None,
 ) -> Outcome:
     if any(score != score for score in scores):
-        return Unscorable(reason="not_a_number", error="the network gave a score that is not a number")
+        return Unscorable(reason=NOT_A_NUMBER, error="the network gave a score that is not a number")
     return Scored(
         scores=tuple(scores),
         flags=flags,

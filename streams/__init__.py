@@ -13,6 +13,6 @@ The map of the house, who calls whom:
                                  └────────▶ offsets: acknowledged in order, once outputs are safe
 
 Beside them stand metrics and probes, what Prometheus and Kubernetes ask, frames, what the two processes say to each
-other, show and dlq_show, how answers and dead letters look, stopping, how commands heed signals, and testing, stand-ins
-for tests.
+other, control, what a sound model can always answer, show and dlq_show, how answers and dead letters look, stopping,
+how commands heed signals, and testing, stand-ins for tests.
 """

@@ -85,7 +85,8 @@ def worker(settings: Settings) -> None:
     """Run a stream worker against the Kafka and Redis of the settings, until SIGTERM or Ctrl-C.
 
     It ends by itself, with exit code 1, when it can do no good: Kafka away at the start, a checkpoint that cannot be
-    loaded. What it had taken and not answered is delivered to the next worker.
+    loaded, a device on which the model dies of whatever it is asked. What it had taken and not answered is delivered to
+    the next worker.
     """
     from emostream.streams.worker import Worker
 

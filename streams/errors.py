@@ -3,7 +3,8 @@
     StreamError
     ├── ScorerGone        the GPU worker died, or missed its deadline, while it had a batch (retriable)
     ├── ScoringFailed     the model raised on a batch: the pipeline splits it to find the post
-    ├── ScorerUnusable    the GPU worker ends before it is ready for the first time: the worker ends, too
+    ├── ScorerUnusable    the GPU worker ends before it is ready for the first time, or dies of whatever it is asked:
+    │                     the worker ends, too
     └── StackError        the embedded broker or Redis does not start
 
 A plain StreamError ends the worker: a port that is taken, a Faust that gave up.
@@ -21,7 +22,7 @@ class ScorerGone(StreamError):
     """The GPU worker died or missed its deadline; the batch may be sent again.
 
     Args:
-        suspect: Whether it had this batch and no other: then this batch has killed it.
+        suspect: Whether it had this batch and no other, and its successor is sound: then this batch has killed it.
     """
 
     reason = "scorer_gone"
@@ -39,7 +40,7 @@ class ScoringFailed(StreamError):
 
 
 class ScorerUnusable(StreamError):
-    """The GPU worker cannot be started."""
+    """The GPU worker cannot be started, or starts and cannot answer anything."""
 
     reason = "scorer_unusable"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emostream.model.samples import BatchOutcome, Query
+from emostream.model.samples import NOT_A_NUMBER, BatchOutcome, Query, Unscorable
 from emostream.streams.frames import (
     LANES,
     LENGTH_BYTES,
@@ -162,19 +162,21 @@ def _step(scorer: "EmotionScorer", request_id: int, steps: Steps) -> Reply | Fau
         next(steps)
         return None
     except StopIteration as end:
-        return Reply(id=request_id, batch=end.value)
+        said: Reply | Fault = Reply(id=request_id, batch=end.value)
+        doubtful = any(isinstance(each, Unscorable) and each.reason == NOT_A_NUMBER for each in end.value.outcomes)
     except Exception as error:  # noqa: BLE001  # the model may raise anything; the parent decides what follows
         _log.warning("the model raised on a batch: %s", type(error).__name__)
-        fault = Fault(id=request_id, error=f"{type(error).__name__}: {error}")
-    _end_unless_sound(scorer)  # out here, its log does not show what the model said of the batch
-    return fault
+        said, doubtful = Fault(id=request_id, error=f"{type(error).__name__}: {error}"), True
+    if doubtful:
+        _end_unless_sound(scorer)  # out here, its log does not show what the model said of the batch
+    return said
 
 
 def _end_unless_sound(scorer: "EmotionScorer") -> None:
     """End the process if it cannot even score the least that there is.
 
-    A device that has failed for good raises on every batch; no post is to blame for that. The next process is ready
-    only when its device works.
+    A device that has failed for good raises on every batch, or answers with no number; no post is to blame for that.
+    The next process is ready only when its device works.
     """
     try:
         scorer.probe()

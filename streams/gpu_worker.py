@@ -1,8 +1,9 @@
 """The GPU worker, seen from the stream worker: starts the child process, feeds it, starts it again when it dies.
 
 A batch that was with a dead child fails with `ScorerGone`; whoever sent it sends it again, and waits until the next
-child is warm. Which of several batches killed it nobody knows: each is sent again alone, and then it shows. Nothing
-here waits for a child that is gone: its end fails everything that waits for it.
+child is warm. Which of several batches killed it nobody knows: each is sent again alone, and then it shows, if the next
+child answers what every sound one can (`control`). Nothing here waits for a child that is gone: its end fails whatever
+waits for it.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import msgspec
 from prometheus_client import Counter
 
 from emostream.model.samples import BatchOutcome, ModelInfo, Query
+from emostream.streams.control import CONTROLS
 from emostream.streams.errors import ScorerGone, ScorerUnusable, ScoringFailed
 from emostream.streams.frames import (
     LANES,
@@ -41,6 +43,9 @@ START_DEADLINE_S = 300.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Pause before starting again a child that ended before it was ready; doubles each time."""
 
+_CONTROLS_ASKED = 2
+"""So many children in a row that die of their lane's control are not killed by what they are asked."""
+
 
 class GpuWorker:
     """A scorer in a process of its own.
@@ -60,6 +65,7 @@ class GpuWorker:
         self._warm = asyncio.Event()
         self._door = _Door()
         self._supervisor: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[None] | None = None
 
     async def start(self) -> ModelInfo:
         """Start the first child, and return once it is warm.
@@ -69,6 +75,7 @@ class GpuWorker:
         """
         self._child, info = await _Child.start(self._options)
         self._warm.set()
+        self._failure = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(self._child), name="gpu-worker-supervisor")
         return info
 
@@ -88,32 +95,57 @@ class GpuWorker:
         Args:
             lane: Which batches it waits behind.
             queries: What is asked.
-            alone: Have the child to itself: if it dies then, this batch has killed it.
+            alone: Have the child to itself: if it dies then, and the next one is sound, this batch has killed it.
 
         Raises:
             ScorerGone: The child ended; send the batch again, alone.
             ScoringFailed: The model raised on this batch.
+            ScorerUnusable: Children start, and die of whatever they are asked; `wait_failed` raises it, too.
         """
         async with self._door.passed(alone=alone):
-            await self._warm.wait()
-            assert self._child is not None  # noqa: S101  # a warm child is there
             try:
-                return await self._child.score(lane, queries)
+                return await self._ask(lane, queries)
             except _ChildEnded as ended:
-                raise ScorerGone(suspect=alone) from ended
+                raise ScorerGone(suspect=alone and await self._is_sound(lane)) from ended
 
     async def wait_failed(self) -> None:
-        """Wait until nobody looks after the child any more, and raise why; for as long as all is well, never return."""
-        assert self._supervisor is not None, "start it first"  # noqa: S101
-        await asyncio.shield(self._supervisor)
+        """Wait until no child can be had any more, and raise why; for as long as all is well, never return."""
+        assert self._supervisor is not None and self._failure is not None, "start it first"  # noqa: S101, PT018
+        ended, _ = await asyncio.wait({self._supervisor, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+        for each in ended:
+            each.result()
 
     async def stop(self) -> None:
         """End the child; batches that are with it fail."""
+        self._warm.clear()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         if self._child is not None:
             await self._child.kill()
+
+    async def _ask(self, lane: Lane, queries: Sequence[Query]) -> BatchOutcome:
+        await self._warm.wait()
+        assert self._child is not None  # noqa: S101  # a warm child is there
+        return await self._child.score(lane, queries)
+
+    async def _is_sound(self, lane: Lane) -> bool:
+        """Say whether the next child answers its lane's control, whatever it says.
+
+        Raises:
+            ScorerUnusable: It does not, nor does the one after it.
+        """
+        for died in range(_CONTROLS_ASKED):
+            try:
+                with contextlib.suppress(ScoringFailed):  # it lives, and has looked after its device itself
+                    await self._ask(lane, CONTROLS[lane])
+                return not died
+            except _ChildEnded:
+                _log.error("GPU worker ended of what it must be able to answer (%s)", lane)
+        failure = ScorerUnusable(f"the model starts, and dies of whatever it is asked about {lane}")
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(failure)
+        raise failure
 
     async def _supervise(self, child: "_Child") -> None:
         """Watch over the child, and replace it for as long as the worker runs."""

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _DEATHS_BEFORE_SPLIT = 2
 """A GPU worker that died so often while it had one batch and no other was killed by it: the batch is split from then
-on. Each time it had scored its warm-up items before, so the device is sound."""
+on. Each time another has answered since what every sound one can, so it is not the device."""
 
 _BATCHES_SCORED = 2
 """Batches of a lane that are with the GPU worker: one is computed while the next is made ready, or is there when the
@@ -52,7 +52,7 @@ class Scorer(Protocol):
     """What the pipeline needs of a GPU worker."""
 
     async def score(self, lane: Lane, queries: Sequence[Query], *, alone: bool = False) -> BatchOutcome:
-        """Score queries; raises `ScorerGone` or `ScoringFailed`."""
+        """Score queries; raises `ScorerGone`, `ScoringFailed`, or `ScorerUnusable`, which ends the worker."""
 
 
 class Writes(Protocol[Written]):

@@ -105,7 +105,7 @@ class Worker:
         Raises:
             BrokerError: Kafka is away at the start, or refuses to create topics.
             AccessRefused: Kafka or Redis does not let us in at the start.
-            ScorerUnusable: The model cannot be loaded.
+            ScorerUnusable: The model cannot be loaded, or its process dies of whatever it is asked.
             StreamError: The port is taken, or Faust gave up; what was not committed is delivered to the next worker.
         """
         stopping = asyncio.Event()
@@ -148,8 +148,9 @@ class Worker:
         ended = asyncio.create_task(app.wait_until_stopped())
         unscored = asyncio.create_task(self._gpu_worker.wait_failed())
         await asyncio.wait({told, ended, unscored, carrying}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (carrying, unscored):
+        for task in (unscored, carrying):  # the cause before what it ended
             if task.done():
+                await _cancel(carrying)  # without a model, or with it undone, there is nothing to wait for
                 task.result()
         await _cancel(told, ended, unscored)
         if app.crashed:
@@ -173,7 +174,7 @@ class Worker:
         self._join.close()
         grace_s = 0.0 if carrying.done() else self._settings.stop_grace_s
         stopping = asyncio.create_task(app.stop())  # it heeds no cancellation
-        await asyncio.wait({stopping}, timeout=grace_s)
+        await asyncio.wait({stopping, carrying}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
             stopping.result()
         else:

@@ -1,4 +1,4 @@
-"""The model's process is killed, hangs, runs out of memory, and cannot start again."""
+"""The model's process is killed, hangs, runs out of memory, cannot start again, or dies of what it is asked."""
 
 import os
 import shutil
@@ -74,6 +74,44 @@ def test_cannot_start_again(settings: Settings, broker: Broker, note_row: NoteRo
         tries = said_why(worker)
     note_row("weights broken while it runs", broker.name, ledger, f"{tries} starts failed, with pauses")
     assert tries >= 2
+
+
+def test_dies_of_one_post(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """A post with a clip ends the process (broken_model): it is found and dies alone, and its clip is answered."""
+    count = int(sized(2_000, 60))
+    killer = count // 2
+
+    def text(number: int) -> str:
+        return f"{'KILLER ' * (number == killer)}what a day ({number})"
+
+    environment = {"PYTHONPATH": with_broken_model()}
+    with running_worker(settings, tmp_path / "log", environment=environment) as worker:
+        with Traffic(settings, count, text=text, rate=sized(0.0, 20.0)) as traffic:  # small batches, few deaths
+            ledger = traffic.settle(within_s=ROW_S)
+        deaths = worker.metric("emostream_gpu_worker_restarts_total", cause="died")
+    seen = f"the process died {deaths:.0f} times"
+    account = note_row("one post ends the model's process", broker.name, ledger, seen)
+    assert ledger.dead == {("text", traffic.posts[killer])}
+    assert account.answers == count + len(traffic.clips) - 1
+    assert set(ledger.reasons.values()) == {"kills_scorer"}
+
+
+def test_dies_of_each_batch(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
+    """The device is broken such that the model starts well: no record is to blame, the worker ends, another goes on."""
+    switch = tmp_path / "deadly"
+    environment = {"PYTHONPATH": with_broken_model(), "EMOSTREAM_TEST_DEADLY": str(switch)}
+    traffic = Traffic(settings, int(sized(2_000, 400)), rate=50.0)
+    with running_worker(settings, tmp_path / "log", environment=environment) as worker, traffic:
+        await_true(lambda: worker.metric("emostream_answers_total") > 0, within_s=60)
+        switch.touch()
+        assert worker.process.wait(timeout=120) == 1
+        assert "the model starts, and dies of whatever it is asked about" in worker.log.read_text()
+    switch.unlink()
+    with running_worker(settings, tmp_path / "log-of-another", environment=environment):
+        ledger = traffic.settle(within_s=ROW_S)
+    account = note_row("the model's process starts well and dies of each batch", broker.name, ledger)
+    assert account.dead_letters == 0
+    assert not ledger.dead
 
 
 def said_why(worker: RunningWorker) -> int:

@@ -203,6 +203,8 @@ def test_a_score_that_is_no_number_is_named_not_sent() -> None:
     (outcome,) = scorer.score([Item(text="hello")]).outcomes
     assert isinstance(outcome, Unscorable)
     assert outcome.reason == "not_a_number"
+    with pytest.raises(CheckpointError, match="not a number, whatever is asked"):
+        scorer.warm_up()
 
 
 @pytest.mark.parametrize("warm", ["text", "voice", "fused", "irony"])

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,9 +13,10 @@ from tiny_recordings import write_wav
 
 from emostream.model.checkpoint import SHIPPED
 from emostream.model.samples import BatchOutcome, Query, Scored, Unscorable
-from emostream.streams.errors import ScorerGone, ScorerUnusable
-from emostream.streams.frames import ScorerOptions
-from emostream.streams.gpu_worker import GpuWorker, _Door
+from emostream.streams.control import CONTROLS
+from emostream.streams.errors import ScorerGone, ScorerUnusable, ScoringFailed
+from emostream.streams.frames import LANES, Lane, ScorerOptions
+from emostream.streams.gpu_worker import GpuWorker, _ChildEnded, _Door
 
 OPTIONS = ScorerOptions(checkpoint="", device="cpu", precision="float32", threads=1)
 
@@ -154,20 +155,29 @@ async def test_a_batch_that_wants_to_be_alone_waits_for_the_others_and_holds_bac
     assert log == ["a in", "b in", "a out", "b out", "c in", "c out", "d in", "d out"]
 
 
-async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A model that raises on everything, its warm-up texts included, ends its process; the next one is sound."""
+@pytest.mark.parametrize("manner", ["it raises", "it gives no number"])
+async def test_a_device_that_fails_for_good_is_no_posts_fault(
+    manner: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that fails on everything, its warm-up texts included, ends its process; the next one is sound."""
     broken = tmp_path / "broken"
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.path.exists(os.environ['BROKEN_DEVICE']):\n"
         "    os.remove(os.environ['BROKEN_DEVICE'])\n"
+        "    import msgspec\n"
+        "    from emostream.model.samples import NOT_A_NUMBER, Unscorable\n"
         "    from emostream.model.scorer import EmotionScorer\n"
         "    steps, calls = EmotionScorer.steps, []\n"
         "    def failing(self, batch):\n"
         "        calls.append(1)\n"
-        "        if len(calls) > 3:  # its warm-up went well\n"
+        "        outcome = yield from steps(self, batch)\n"
+        "        if len(calls) <= 3:  # its warm-up goes well\n"
+        "            return outcome\n"
+        f"        if {manner == 'it raises'}:\n"
         "            raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
-        "        return steps(self, batch)\n"
+        "        numberless = [Unscorable(NOT_A_NUMBER, 'no number') for _ in outcome.outcomes]\n"
+        "        return msgspec.structs.replace(outcome, outcomes=tuple(numberless))\n"
         "    EmotionScorer.steps = failing\n"
     )
     broken.touch()
@@ -180,6 +190,51 @@ async def test_a_device_that_fails_for_good_is_no_posts_fault(monkeypatch: pytes
     async with asyncio.timeout(120):
         assert len((await score_until_answered(worker, ["hello"])).outcomes) == 1
     assert restarts.labels("died")._value.get() == 1
+    await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("children", "suspect"),
+    [(["sound"], True), (["raises"], True), (["dies", "sound"], False), (["dies", "dies"], None)],
+)
+async def test_a_batch_is_blamed_only_if_the_next_child_is_sound(
+    children: list[str], suspect: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Children after the one that the batch was alone with, each asked its control: what becomes of the batch."""
+    worker, _ = make_worker()
+    await worker.start()
+    left = iter(["dies", *children])
+
+    async def ask(lane: Lane, asked: Sequence[Query]) -> BatchOutcome:
+        match next(left):
+            case "dies":
+                raise _ChildEnded
+            case "raises":
+                raise ScoringFailed("as it does where there is no voice branch")
+            case _:
+                return BatchOutcome((), 0, 0, 0.0, 0.0)
+
+    monkeypatch.setattr(worker, "_ask", ask)
+    failed = asyncio.create_task(worker.wait_failed())
+    with pytest.raises(ScorerUnusable if suspect is None else ScorerGone) as raised:
+        await worker.score("clips", queries("hello"), alone=True)
+    assert getattr(raised.value, "suspect", None) is suspect
+    assert not list(left)
+    if suspect is None:
+        with pytest.raises(ScorerUnusable, match="whatever it is asked about clips"):
+            await failed
+    failed.cancel()
+    await worker.stop()
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_controls_are_answered_whole(lane: Lane) -> None:
+    worker, _ = make_worker()
+    await worker.start()
+    outcomes = (await worker.score(lane, CONTROLS[lane])).outcomes
+    assert {each.modalities for each in outcomes if isinstance(each, Scored)} == (
+        {("text",)} if lane == "texts" else {("voice",), ("text", "voice")}
+    )
     await worker.stop()
 
 
