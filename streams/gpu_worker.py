@@ -43,8 +43,8 @@ START_DEADLINE_S = 300.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Pause before starting again a child that ended before it was ready; doubles each time."""
 
-_CONTROLS_ASKED = 2
-"""So many children in a row that die of their lane's control are not killed by what they are asked."""
+_MOST_CONTROL_DEATHS = 2
+"""So many children that died of a control, and no batch answered in between: it is not what they are asked."""
 
 
 class GpuWorker:
@@ -64,6 +64,7 @@ class GpuWorker:
         self._child: _Child | None = None
         self._warm = asyncio.Event()
         self._door = _Door()
+        self._control_deaths = 0
         self._supervisor: asyncio.Task[None] | None = None
         self._failure: asyncio.Future[None] | None = None
 
@@ -104,9 +105,11 @@ class GpuWorker:
         """
         async with self._door.passed(alone=alone):
             try:
-                return await self._ask(lane, queries)
+                outcome = await self._ask(lane, queries)
             except _ChildEnded as ended:
                 raise ScorerGone(suspect=alone and await self._is_sound(lane)) from ended
+        self._control_deaths = 0
+        return outcome
 
     async def wait_failed(self) -> None:
         """Wait until no child can be had any more, and raise why; for as long as all is well, never return."""
@@ -133,14 +136,16 @@ class GpuWorker:
         """Say whether the next child answers its lane's control, whatever it says.
 
         Raises:
-            ScorerUnusable: It does not, nor does the one after it.
+            ScorerUnusable: Children have died of controls, and of whatever else they were asked.
         """
-        for died in range(_CONTROLS_ASKED):
+        before = self._control_deaths
+        while self._control_deaths < _MOST_CONTROL_DEATHS:
             try:
                 with contextlib.suppress(ScoringFailed):  # it lives, and has looked after its device itself
                     await self._ask(lane, CONTROLS[lane])
-                return not died
+                return self._control_deaths == before
             except _ChildEnded:
+                self._control_deaths += 1
                 _log.error("GPU worker ended of what it must be able to answer (%s)", lane)
         failure = ScorerUnusable(f"the model starts, and dies of whatever it is asked about {lane}")
         if self._failure is not None and not self._failure.done():

@@ -13,7 +13,7 @@ from emostream.streams.settings import Settings
 
 
 def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: NoteRow, tmp_path: Path) -> None:
-    """Some are killed while they start, most while they work; there is work left at each kill."""
+    """Some are killed while they start, most while they work; there is work left when the last one is."""
     kills, count = int(sized(20, 2)), int(sized(20_000, 800))
     chance = random.Random(20)
     with Traffic(settings, count, rate=sized(100, 40)) as traffic:
@@ -22,6 +22,7 @@ def test_killed_at_random_moments(settings: Settings, broker: Broker, note_row: 
             with running_worker(settings, tmp_path / f"log-{kill}", ready=not starting) as worker:
                 time.sleep(chance.uniform(0.0, sized(6, 1.5)))
                 worker.end(signal.SIGKILL)
+        assert traffic.count().missing
         with running_worker(settings, tmp_path / "last") as last:
             ledger = traffic.settle(within_s=ROW_S)
             assert_each_counts_once(settings, last, count)

@@ -1,7 +1,9 @@
 """The GPU worker: a real child process with the real model, killed, stopped, and given what it cannot load."""
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,6 +229,29 @@ async def test_a_batch_is_blamed_only_if_the_next_child_is_sound(
     await worker.stop()
 
 
+async def test_a_child_that_dies_of_its_control_now_and_then_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A control that is answered on the second attempt is no end; a batch that is answered makes up for it."""
+    worker, _ = make_worker()
+    await worker.start()
+    left = iter(["dies", "dies", "sound", "sound", "dies", "dies", "sound", "dies", "dies"])
+
+    async def ask(lane: Lane, asked: Sequence[Query]) -> BatchOutcome:
+        if next(left) == "dies":
+            raise _ChildEnded
+        return BatchOutcome((), 0, 0, 0.0, 0.0)
+
+    monkeypatch.setattr(worker, "_ask", ask)
+    for raised in (ScorerGone, None, ScorerGone, ScorerUnusable):
+        with pytest.raises(raised) if raised else contextlib.nullcontext():
+            await worker.score("texts", queries("hello"), alone=True)
+    assert not list(left)
+    with pytest.raises(ScorerUnusable):
+        await worker.wait_failed()
+    await worker.stop()
+
+
 @pytest.mark.parametrize("lane", LANES)
 async def test_controls_are_answered_whole(lane: Lane) -> None:
     worker, _ = make_worker()
@@ -277,9 +302,16 @@ async def test_a_child_that_is_loading_ends_with_the_worker() -> None:
     assert children() == before
 
 
-async def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("missing", r"config\.json is missing"), ("cut off", r"model\.safetensors")]
+)
+async def test_weights_that_cannot_be_loaded_are_named(wrong: str, said: str, tmp_path: Path) -> None:
+    if wrong == "cut off":
+        shutil.copytree(SHIPPED, tmp_path, dirs_exist_ok=True)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1_000_000])
     worker, _ = make_worker(msgspec.structs.replace(OPTIONS, checkpoint=str(tmp_path)))
-    with pytest.raises(ScorerUnusable, match=r"config\.json is missing"):
+    with pytest.raises(ScorerUnusable, match=said):
         await worker.start()
     await worker.stop()
 
