@@ -1,6 +1,7 @@
 """`emostream train`, `evaluate` and `predict`. Mounted by `streams.cli`; torch is imported only inside the commands."""
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,14 @@ def evaluate(
     ],
     data: Annotated[Path, typer.Option(help="Folder with the data set's published files.")],
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    fold: Annotated[
+        str,
+        typer.Option(
+            metavar="K/N",
+            help="In place of a split: the K-th of N folds, which OUT/fold-K of `emostream train --folds N` has not "
+            "learned from.",
+        ),
+    ] = "",
     path: Annotated[str, typer.Option(help="text, voice, fused, or auto: whatever an example has.")] = "auto",
     voices: Annotated[
         str,
@@ -118,7 +127,7 @@ def evaluate(
     data set's authors, the expected calibration error, figures per class and the confusion matrix.
     """
     from emostream.model.checkpoint import SHIPPED
-    from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset
+    from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset, read_fold
     from emostream.model.judging import judge, match_by_label
     from emostream.model.report import print_evaluation, tweeteval_overall, write_reports
     from emostream.model.samples import FUSED, TEXT, VOICE
@@ -130,15 +139,21 @@ def evaluate(
         raise typer.BadParameter(f"{out} is a file; a folder is needed", param_hint="--out")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     spoken, _, folder = voices.partition("=")
-    if voices and (not folder or path != "auto" or task == "tweeteval"):
-        raise typer.BadParameter("TASK=FOLDER is needed, one --task, and no --path", param_hint="--voices")
+    if voices and (not folder or fold or path != "auto" or task == "tweeteval"):
+        raise typer.BadParameter("TASK=FOLDER is needed, one --task, no --fold and no --path", param_hint="--voices")
     names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
-    asked = [(read_dataset(name, data, split), path) for name in names]
+    if not fold:
+        asked = [(read_dataset(name, data, split), path) for name in names]
+    elif place := re.fullmatch(r"(\d+)/(\d+)", fold):
+        number, folds = map(int, place.groups())
+        asked = [(read_fold(name, data, fold=(number - 1, folds)), path) for name in names]
+    else:
+        raise typer.BadParameter(f"{fold!r}; K/N is needed, as 1/5", param_hint="--fold")
     if voices:
         recordings = read_dataset(spoken, Path(folder), split)
         pairs = match_by_label(asked[0][0], recordings)
         asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
-    if split == "test" and "tess" in (task, spoken):
+    if split == "test" and not fold and "tess" in (task, spoken):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
     if voices and not scorer.voice_width:

@@ -16,6 +16,7 @@ import msgspec
 from sklearn.model_selection import GroupKFold
 
 from emostream.model.errors import DatasetError, NoSuchSplit
+from emostream.model.normalise import unescape
 from emostream.model.samples import EMOTION, LABELS
 
 _log = logging.getLogger(__name__)
@@ -144,6 +145,18 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
     return _without_twins(learned, held), held
 
 
+def read_fold(name: str, folder: Path, *, fold: tuple[int, int]) -> Dataset:
+    """Read one fold: what a training that was divided so has not learned from.
+
+    Raises:
+        DatasetError: There is no such fold, or nothing that the data set could be divided by.
+    """
+    _, held = read_splits(name, folder, fold=fold)
+    if not all(example.group for example in held.examples):
+        raise DatasetError(f"{name} has no speakers, sessions or dialogues to be divided into folds by")
+    return msgspec.structs.replace(held, split=f"fold {fold[0] + 1} of {fold[1]}")
+
+
 def _without_twins(learned: Dataset, held: Dataset) -> Dataset:
     """Leave out what is learned from and also judges. The same words recorded twice are no twins."""
     known = {_bare(example.text) for example in held.examples if example.text}
@@ -161,8 +174,8 @@ _LEAST_BARE_CHARACTERS = 20
 
 
 def _bare(text: str) -> str:
-    """Return a text without mentions, links and marks, to be compared."""
-    return _MARKS.sub("", _MASKED.sub("", text.lower()))
+    """Return a text without escapes, mentions, links and marks, to be compared."""
+    return _MARKS.sub("", _MASKED.sub("", unescape(text).lower()))
 
 
 def _is_known(text: str | None, known: set[str]) -> bool:

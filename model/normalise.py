@@ -4,6 +4,7 @@ Which steps are taken belongs to a checkpoint: a RoBERTa tokenizer reads emoji b
 WordPiece vocabulary has none and would answer [UNK] for every one of them.
 """
 
+import html
 import re
 
 import emoji
@@ -13,6 +14,7 @@ _MENTION = re.compile(r"(?<!\S)@\w+")
 _LINK = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
 _MASKS = re.compile(r"(?<!\S)(@user|http)(?!\w)")
 _SPACES = re.compile(r"\s+")
+_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|&(?:amp;)*(\w{2,31}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _EMOJI_WORD_SEPARATORS = str.maketrans({"_": " ", "-": " "})
 
 
@@ -29,7 +31,8 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     emoji_to_words: bool = False
 
     def apply(self, text: str) -> str:
-        """Return the text with each step of this configuration taken and white space folded."""
+        """Return the text without escapes, with each step of this configuration taken and white space folded."""
+        text = unescape(text)
         if self.mask_users_and_links:
             text = _LINK.sub("http", _MENTION.sub("@user", text))
         if self.emoji_to_words and not text.isascii():
@@ -37,9 +40,20 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _SPACES.sub(" ", text).strip()
 
 
+def unescape(text: str) -> str:
+    r"""Return a text with what was escaped once too often on its way as what it stands for: `\u2019`, `&amp;`."""
+    return _ESCAPED.sub(_unescaped, text)
+
+
 def has_words(normalised: str) -> bool:
     """Return whether a normalised text holds a word: a letter outside of masked mentions and links."""
     return any(map(str.isalpha, _MASKS.sub("", normalised)))
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    if entity := escape[1]:
+        return html.unescape(f"&{entity};")
+    return bytes.fromhex(escape[0].replace("\\u", "")).decode("utf-16-be", errors="replace")
 
 
 def _emoji_words(_symbol: str, data: dict[str, str]) -> str:

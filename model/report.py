@@ -52,6 +52,11 @@ _LEGEND = (
     "called ECE by chance."
 )
 
+_CROSS_VALIDATED = (
+    "What is held out also chose its fold's best epoch and fitted its temperature: expect a little less of unseen "
+    "data, and take ECE for what it could be at best.\n"
+)
+
 
 def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Print an evaluation; it stays readable in 80 columns whatever the classes are called."""
@@ -129,7 +134,7 @@ def write_cross_validation(folds: "Sequence[Sequence[Evaluation]]", folder: Path
         ValueError: There is no fold, or the folds' tasks or classes differ.
     """
     by_task = [list(of_one_task) for of_one_task in zip(*folds, strict=True)]
-    markdown = "\n".join(cross_validation_table(evaluations) for evaluations in by_task)
+    markdown = "\n".join([*map(cross_validation_table, by_task), _CROSS_VALIDATED])
     as_json = [_cross_validation_values(evaluations) for evaluations in by_task]
     (folder / "cross-validation.md").write_text(markdown, encoding="utf-8")
     (folder / "cross-validation.json").write_bytes(msgspec.json.format(msgspec.json.encode(as_json), indent=2) + b"\n")

@@ -133,6 +133,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device: str
     precision: str
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} on {self.device}, {self.precision}"
+
 
 class BatchOutcome(msgspec.Struct, frozen=True):
     """The answers for a batch, in the order of its items, and what they cost.

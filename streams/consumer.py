@@ -31,6 +31,8 @@ def _logs_as_before(service: Any) -> Any:
 class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped
     async def _commit(self, offsets: Mapping[Any, int]) -> bool:
         """Commit, or give up after a while: for a topic that was deleted aiokafka would try for ever."""
+        if not self.assignment().intersection(offsets):  # aiokafka would take it for a mistake, and Faust for an end
+            return False
         try:
             async with asyncio.timeout(self.app.conf.broker_request_timeout):
                 return bool(await super()._commit(offsets))
@@ -89,11 +91,10 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
         """Seek, or end the worker: after a seek that failed, Faust reads on behind the records that it dropped."""
         try:
             await super().perform_seek()
-        except IllegalStateError:  # the partitions are no longer ours: the next assignment seeks
-            raise
         except Exception as error:
-            await self.crash(error)
-            raise
+            if self.assignment() and not isinstance(error, IllegalStateError):
+                await self.crash(error)
+            raise  # the partitions are no longer ours: the next assignment seeks
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109
         """Yield what comes; a partition whose log ends before what was read begins anew, and Faust would skip that.

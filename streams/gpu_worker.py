@@ -62,6 +62,7 @@ class GpuWorker:
         self._deadline_s = deadline_s
         self._restarts = restarts
         self._child: _Child | None = None
+        self._info: ModelInfo | None = None
         self._warm = asyncio.Event()
         self._door = _Door()
         self._control_deaths = 0
@@ -74,11 +75,11 @@ class GpuWorker:
         Raises:
             ScorerUnusable: It ended before; a later one that does is started again instead.
         """
-        self._child, info = await _Child.start(self._options)
+        self._child, self._info = await _Child.start(self._options)
         self._warm.set()
         self._failure = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(self._child), name="gpu-worker-supervisor")
-        return info
+        return self._info
 
     @property
     def ready(self) -> bool:
@@ -159,20 +160,28 @@ class GpuWorker:
             self._warm.clear()
             self._restarts.labels(cause).inc()
             _log.error("GPU worker %d ended (%s); starting another", child.pid, cause)
-            child = await self._replace()
-            self._child = child
+            self._child = child = await self._replace()
             self._warm.set()
 
     async def _replace(self) -> "_Child":
+        """Start another child, until one is warm.
+
+        Raises:
+            ScorerUnusable: It is another model, or runs on another device, than answers and metrics name.
+        """
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                child, _ = await _Child.start(self._options)
-                return child
+                child, info = await _Child.start(self._options)
+                break
             except (ScorerUnusable, OSError) as error:  # OSError: no process or memory to be had just now
                 _log.error("GPU worker does not start, next try in %.1f s: %s", pause_s, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        if info != self._info:
+            await child.kill()
+            raise ScorerUnusable(f"the model has become {info}; answers and metrics of this worker name {self._info}")
+        return child
 
 
 class _ChildEnded(Exception):

@@ -276,7 +276,8 @@ class Pipeline:
             if question.refused:
                 continue
             if isinstance(outcome, Unscorable):
-                letters.update({record: to_dead_letter(record, outcome) for record in item.records})
+                for record in item.records:
+                    letters.setdefault(record, to_dead_letter(record, outcome))
                 if item.clip is not None and outcome.of_clip:
                     letters[item.clip.record] = to_dead_letter(item.clip.record, outcome.of_clip)
             elif outcome is None or question.would_lose(outcome):  # the answer that stands is this record's, too
@@ -299,7 +300,8 @@ class Pipeline:
                 fault = Unscorable(refused.reason, str(refused))
                 for position in refused.positions:
                     item, _ = left[position]
-                    letters.update({record: to_dead_letter(record, fault) for record in item.records})
+                    for record in item.records:
+                        letters.setdefault(record, to_dead_letter(record, fault))
                 left = [pair for position, pair in enumerate(left) if position not in refused.positions]
 
     async def _write(self, sink: Writes[T], records: Sequence[T]) -> None:

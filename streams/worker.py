@@ -150,7 +150,7 @@ class Worker:
         await asyncio.wait({told, ended, unscored, carrying}, return_when=asyncio.FIRST_COMPLETED)
         for task in (unscored, carrying):  # the cause before what it ended
             if task.done():
-                await _cancel(carrying)  # without a model, or with it undone, there is nothing to wait for
+                await _cancel(carrying)  # what is left is not answered here: draining need not wait for it
                 task.result()
         await _cancel(told, ended, unscored)
         if app.crashed:
@@ -205,7 +205,7 @@ class Worker:
     async def _build_pipeline(self, ending: contextlib.AsyncExitStack) -> Pipeline:
         """Start the GPU worker and return the pipeline around it."""
         model = await self._gpu_worker.start()
-        _log.info("model %s %s on %s, %s", model.name, model.version, model.device, model.precision)
+        _log.info("model %s", model)
         self._metrics.model.info(
             {"name": model.name, "version": model.version, "device": model.device, "precision": model.precision}
         )

@@ -59,9 +59,9 @@ def pytest_report_header() -> list[str]:
 _TABLE_BEGINS, _TABLE_ENDS = "<!-- faults: made by `make test-faults` -->", "<!-- end of faults -->"
 _TABLE = os.environ.get("EMOSTREAM_FAULTS_TABLE")
 _IS_HELPER = "PYTEST_XDIST_WORKER" in os.environ
-_DONE = Path(__file__).parents[1] / "build" / "faults.jsonl"
+_DONE = ROOT / "docs" / "faults-so-far.jsonl"
 """Rows of a run at full size that is not through yet, one line a test: the next run of the same code goes on with the
-others."""
+others. Committed, it does so on another machine."""
 
 
 @functools.cache
@@ -98,7 +98,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Keep the rows of a test that passed."""
     if not _TABLE or _IS_HELPER or report.when != "call" or not report.passed:
         return
-    _DONE.parent.mkdir(exist_ok=True)
     with _DONE.open("a") as lines:
         lines.write(json.dumps([_code(), report.nodeid, _rows([report])]) + "\n")
 

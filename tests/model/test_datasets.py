@@ -15,6 +15,7 @@ from emostream.model.datasets import (
     Example,
     divide,
     read_dataset,
+    read_fold,
     read_splits,
     readers,
 )
@@ -237,11 +238,13 @@ def test_examples_without_groups_have_no_folds() -> None:
 
 
 def test_a_text_that_judges_is_not_learned_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """However it is masked, quoted or shortened: SemEval's sentiment data gives train and val such twins."""
+    """However it is masked, quoted or escaped: SemEval's sentiment data gives train and val such twins."""
     task = tmp_path / "irony"
     other = "what a very long and different day it was"
-    write_task(task, "train", ['"@ann so that is how my whole monday went http"', other, "ok"])
-    write_task(task, "val", ["@user So that is how my whole Monday went!", "ok", "nothing like that at all, no"])
+    write_task(task, "train", ['"@ann so that’s how my whole monday went http"', other, "ok"])
+    write_task(
+        task, "val", [r"@user So that\u2019s how my whole Monday went&#33;", "ok", "nothing like that at all, no"]
+    )
     with caplog.at_level("WARNING"):
         learned, held = read_splits("tweeteval/irony", tmp_path)
     assert learned.texts == [other, "ok"], "short ones are alike by chance"
@@ -286,7 +289,16 @@ def test_folds_divide_all_splits_and_leave_no_twin_of_what_judges(tmp_path: Path
         assert not {example.group for example in learned.examples} & {example.group for example in held.examples}
         assert not (said in learned.texts and said in held.texts)
         assert len(learned.examples) + len(held.examples) == (7 if said in held.texts else 9)
+        judged = read_fold("meld", tmp_path, fold=(fold, 6))
+        assert (judged.split, judged.examples) == (f"fold {fold + 1} of 6", held.examples)
     assert len(held_out) == 9
+
+
+def test_a_fold_of_what_cannot_be_divided_is_an_error(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_task(tmp_path / "irony", split, ["one", "two"])
+    with pytest.raises(DatasetError, match="tweeteval/irony has no speakers, sessions or dialogues"):
+        read_fold("tweeteval/irony", tmp_path, fold=(0, 2))
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

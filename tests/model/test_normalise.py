@@ -22,6 +22,11 @@ WORDS = Normalisation(emoji_to_words=True)
         ("go 🇫🇷", "go France"),
         ("  two\n\nlines\t", "two lines"),
         ("plain", "plain"),
+        (r"it\u2019s here\u002c \uD83D\uDE02", "it’s here, face with tears of joy"),
+        (r"half of one: \ud83d", "half of one: \N{REPLACEMENT CHARACTER}"),
+        (r"no escape: \u20 \x41 C:\users", r"no escape: \u20 \x41 C:\users"),
+        ("you &amp; me &amp;amp;lt;3 &#39;now&#x27;", "you & me <3 'now'"),
+        ("AT&T; Q&A &copy &nosuch; &#0;", "AT&T; Q&A &copy &nosuch; \N{REPLACEMENT CHARACTER}"),
     ],
 )
 def test_known_texts(text: str, normalised: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
 
@@ -368,6 +369,16 @@ def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, caps
         assert sum(figures["support"] for figures in values["per_class"].values()) == 60
         right = sum(row[number] for number, row in enumerate(values["confusion"]))
         assert values["mean"]["accuracy"] == pytest.approx(right / 60)
+    cli.evaluate(
+        task="iemocap", data=tmp_path / "iemocap", fold="2/5", checkpoint=out / "fold-2" / "best", device="cpu",
+        precision="float32", as_json=True,
+    )  # fmt: skip
+    judged, in_training = json.loads(capsys.readouterr().out), values["folds"][1]
+    assert (judged["split"], judged["modalities"]) == ("fold 2 of 5", in_training["modalities"])
+    assert judged["accuracy"] == pytest.approx(in_training["accuracy"], abs=0.1)
+    assert judged["per_class"]["joy"]["support"] == in_training["per_class"]["joy"]["support"]
+    with pytest.raises(typer.BadParameter, match="K/N is needed"):
+        cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="2")
 
 
 _WATCHING = """

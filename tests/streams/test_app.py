@@ -1,6 +1,7 @@
 """The Faust shell on real brokers: what it holds while nothing can be answered, and that it comes back."""
 
 import asyncio
+import contextlib
 import random
 import time
 import tracemalloc
@@ -12,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.transport.drivers.aiokafka import ensure_aiokafka_TP
-from support import Broker, group_members, make_settings
+from support import PARTITIONS, Broker, group_members, make_settings
 
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.connectors.topics import create_topics
@@ -356,6 +357,23 @@ async def test_each_worker_gets_partitions_while_there_are_enough(settings: Sett
             shells.append(await running_ones.enter_async_context(running(settings, tmp_path / str(number))))
             shells[-1].end_outage()
             await eventually(lambda: all(shell.offsets.partitions for shell in shells), within_s=30)
+
+
+async def test_a_worker_without_partitions_has_nothing_to_seek_or_to_commit(settings: Settings, tmp_path: Path) -> None:
+    """Both may come to pass in a rebalance, and aiokafka calls either a mistake: it is no end of a spare worker."""
+    async with AsyncExitStack() as running_ones:
+        shells = [
+            await running_ones.enter_async_context(running(settings, tmp_path / str(number)))
+            for number in range(PARTITIONS + 1)
+        ]
+        await eventually(lambda: sum(bool(shell.offsets.partitions) for shell in shells) == PARTITIONS, within_s=60)
+        (spare,) = (shell for shell in shells if not shell.app.consumer.assignment())
+        with contextlib.suppress(AssertionError):
+            await spare.app.consumer.perform_seek()
+        others = next(shell.app.consumer.assignment() for shell in shells if shell is not spare)
+        assert not await spare.app.consumer._thread.commit(dict.fromkeys(others, 1))
+        await asyncio.sleep(1.0)
+        assert not spare.app.should_stop, spare.app.crash_reason
 
 
 async def test_a_client_that_gives_up_in_silence_ends_the_worker(settings: Settings, tmp_path: Path) -> None:

@@ -283,6 +283,34 @@ async def test_a_child_that_cannot_be_started_just_now_is_tried_again(monkeypatc
     await worker.stop()
 
 
+async def test_a_successor_with_another_model_ends_the_worker(tmp_path: Path) -> None:
+    """Answers, vectors in Redis and metrics name the first one: a worker has one model for as long as it lives."""
+    shutil.copytree(SHIPPED, tmp_path, dirs_exist_ok=True)
+    worker, _ = make_worker(msgspec.structs.replace(OPTIONS, checkpoint=str(tmp_path)))
+    info = await worker.start()
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace(f'"version": "{info.version}"', '"version": "next"'))
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    async with asyncio.timeout(120):
+        with pytest.raises(ScorerUnusable, match=f"has become emostream next on cpu.* name {info}"):
+            await worker.wait_failed()
+    assert not worker.ready
+    await worker.stop()
+
+
+async def test_the_child_heeds_no_signal_that_the_whole_group_gets() -> None:
+    worker, _ = make_worker()
+    await worker.start()
+    first = worker.pid
+    assert first is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(first, number)
+    assert len((await worker.score("texts", queries("hello"))).outcomes) == 1
+    assert worker.pid == first
+    await worker.stop()
+
+
 async def test_a_child_that_is_loading_ends_with_the_worker() -> None:
     """The first one is cancelled while it starts, its successor when the worker stops."""
     before = children()

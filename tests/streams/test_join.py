@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from emostream.connectors.errors import SinkUnavailable
+from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.messages import MOST_CLIP_BYTES, Emotion, Post, encode_post
 from emostream.connectors.sinks import Answer, Known, ListDeadLetters, ListSink
 from emostream.model.samples import BatchOutcome, Query, Unscorable
@@ -326,6 +326,7 @@ class Choosy(HashedScorer):
         ("a text", b"poison", ["text"], {"clips/0/1": ""}),
         ("poison", b"poison", None, {"posts/0/0": "", "clips/0/1": ""}),
         ("poison", b"! broken", None, {"posts/0/0": "", "clips/0/1": "audio_undecodable"}),
+        ("poison", b"x" * (MOST_CLIP_BYTES + 1), None, {"posts/0/0": "", "clips/0/1": "too_large"}),
     ],
 )
 async def test_a_half_that_the_model_cannot_take_dies_alone(
@@ -338,6 +339,20 @@ async def test_a_half_that_the_model_cannot_take_dies_alone(
     assert [answer.modalities for answer in stream.answers.log] == ([answered] if answered else [])
     reasons = {origin: letter.why.reason for origin, letter in stream.dead.letters.items()}
     assert reasons == {origin: reason or manner for origin, reason in dead.items()}
+
+
+async def test_a_clip_that_cannot_be_heard_keeps_its_reason_when_the_answer_is_refused() -> None:
+    class Refusing(Log):
+        async def write(self, answers: Sequence[Answer]) -> None:
+            if answers:
+                raise RecordRefused([0], "too large")
+
+    async with Stream(grace_s=LONG_S, answers=Refusing()).running() as stream:
+        await stream.post("p", clip=True)
+        await stream.clip("p", b"! broken")
+        await stream.all_acknowledged()
+    reasons = {origin: letter.why.reason for origin, letter in stream.dead.letters.items()}
+    assert reasons == {"posts/0/0": "record_refused", "clips/0/1": "audio_undecodable"}
 
 
 async def test_a_clip_whose_post_the_model_cannot_take_is_joined_with_what_was_read_before() -> None:
