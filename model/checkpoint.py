@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from emostream.model.encoder import build_encoder
 from emostream.model.errors import CheckpointError
@@ -105,7 +105,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.tokenizer.save(folder / _TOKENIZER)
     (folder / _CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(checkpoint.config), indent=2) + b"\n")
-    save_file(quantise_rows(checkpoint.network.state_dict()), folder / _WEIGHTS)
+    weights = save(quantise_rows(checkpoint.network.state_dict()))
+    (folder / _WEIGHTS).write_bytes(weights)  # a file of safetensors' own `save_file` is for its owner alone
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
