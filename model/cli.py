@@ -144,11 +144,15 @@ def evaluate(
     names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
     if not fold:
         asked = [(read_dataset(name, data, split), path) for name in names]
-    elif place := re.fullmatch(r"(\d+)/(\d+)", fold):
+    elif (place := re.fullmatch(r"([1-9]\d*)/(\d+)", fold)) and int(place[1]) <= int(place[2]):
+        if checkpoint is None:
+            raise typer.BadParameter(
+                "the shipped model was not trained by folds; name a --checkpoint", param_hint="--fold"
+            )
         number, folds = map(int, place.groups())
         asked = [(read_fold(name, data, fold=(number - 1, folds)), path) for name in names]
     else:
-        raise typer.BadParameter(f"{fold!r}; K/N is needed, as 1/5", param_hint="--fold")
+        raise typer.BadParameter(f"{fold!r}; K/N is needed, from 1/N to N/N", param_hint="--fold")
     if voices:
         recordings = read_dataset(spoken, Path(folder), split)
         pairs = match_by_label(asked[0][0], recordings)

@@ -6,6 +6,7 @@ WordPiece vocabulary has none and would answer [UNK] for every one of them.
 
 import html
 import re
+from html.entities import html5
 
 import emoji
 import msgspec
@@ -51,8 +52,9 @@ def has_words(normalised: str) -> bool:
 
 
 def _unescaped(escape: re.Match[str]) -> str:
-    if entity := escape[1]:
-        return html.unescape(f"&{entity};")
+    if number_or_name := escape[1]:
+        known = number_or_name.startswith("#") or f"{number_or_name};" in html5
+        return html.unescape(f"&{number_or_name};") if known else escape[0]
     return bytes.fromhex(escape[0].replace("\\u", "")).decode("utf-16-be", errors="replace")
 
 

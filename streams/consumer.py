@@ -91,10 +91,13 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
         """Seek, or end the worker: after a seek that failed, Faust reads on behind the records that it dropped."""
         try:
             await super().perform_seek()
+        except IllegalStateError:  # the partitions are no longer ours: the next assignment seeks
+            raise
         except Exception as error:
-            if self.assignment() and not isinstance(error, IllegalStateError):
-                await self.crash(error)
-            raise  # the partitions are no longer ours: the next assignment seeks
+            if not self.assignment():  # so it is now; aiokafka says it by an AssertionError, which Faust ends of
+                raise IllegalStateError("there is nothing to seek: no partition is assigned") from error
+            await self.crash(error)
+            raise
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109
         """Yield what comes; a partition whose log ends before what was read begins anew, and Faust would skip that.

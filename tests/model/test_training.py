@@ -378,7 +378,9 @@ def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, caps
     assert judged["accuracy"] == pytest.approx(in_training["accuracy"], abs=0.1)
     assert judged["per_class"]["joy"]["support"] == in_training["per_class"]["joy"]["support"]
     with pytest.raises(typer.BadParameter, match="K/N is needed"):
-        cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="2")
+        cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="6/5")
+    with pytest.raises(typer.BadParameter, match="name a --checkpoint"):
+        cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="2/5")
 
 
 _WATCHING = """
