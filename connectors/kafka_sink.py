@@ -60,6 +60,7 @@ class KafkaWriter:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._stopping: set[asyncio.Task[None]] = set()
+        self._sending: dict[AIOKafkaProducer, set[asyncio.Task[Any]]] = {}
 
     async def write(self, records: Sequence[Record]) -> None:
         """Write records and wait until each is confirmed.
@@ -97,7 +98,15 @@ class KafkaWriter:
         async def deliver(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
             return await (await producer.send(self._topic, value=value, key=key, headers=headers))
 
-        return await asyncio.gather(*(deliver(*record) for record in records), return_exceptions=True)
+        tasks = [asyncio.create_task(deliver(*record)) for record in records]
+        sending = self._sending.setdefault(producer, set())
+        sending.update(tasks)
+        try:
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            sending.difference_update(tasks)
+            if not sending:
+                self._sending.pop(producer, None)
 
     async def _ready(self) -> AIOKafkaProducer:
         try:
@@ -130,14 +139,22 @@ class KafkaWriter:
     async def _drop(self, producer: AIOKafkaProducer) -> None:
         """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh.
 
-        One that cannot flush is not interrupted: it would keep its connections and tasks.
+        One that cannot flush is not interrupted: it would keep its connections and tasks. What another write still
+        waits for once it has stopped, such as metadata of the topic, will never come: aiokafka would wait for ever.
         """
-        stopping: asyncio.Task[None] = asyncio.create_task(producer.stop())
+        stopping: asyncio.Task[None] = asyncio.create_task(self._stop(producer))
         if self._producer is producer:
             self._producer = None
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopped)
         await asyncio.wait({stopping}, timeout=_STOP_S)
+
+    async def _stop(self, producer: AIOKafkaProducer) -> None:
+        try:
+            await producer.stop()
+        finally:
+            for task in self._sending.get(producer, ()):
+                task.cancel()
 
     def _stopped(self, stopping: "asyncio.Task[None]") -> None:
         self._stopping.discard(stopping)

@@ -1,5 +1,6 @@
 """One contract for every answer sink, on real services; and what only one of them promises."""
 
+import asyncio
 import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping
@@ -260,6 +261,29 @@ class TestKafka:
         await sink.close()
         received = collect(settings, lambda records: {b"a", b"b"} <= {r.key for r in records}, within_s=20)
         assert {record.key for record in received} == {b"a", b"b"}
+
+    async def test_a_write_does_not_wait_for_a_producer_that_another_write_let_go_of(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It waits for what is known of its topic when the client closes, and nobody will tell it any more."""
+        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
+        await writer.write([(b"a", b"value", [])])
+        producer, asked = writer._producer, asyncio.Event()
+        assert producer is not None
+
+        async def never(_topic: str) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(producer.client, "_wait_on_metadata", never)
+        writing = asyncio.create_task(writer.write([(b"b", b"value", [])]))
+        await asked.wait()
+        await writer._drop(producer)
+        async with asyncio.timeout(20):
+            with pytest.raises(SinkUnavailable):
+                await writing
+        await writer.write([(b"b", b"value", [])])
+        await writer.close()
 
     async def test_of_many_answers_only_the_one_too_large_is_refused(self, settings: Settings) -> None:
         sink = KafkaSink(KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access))
