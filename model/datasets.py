@@ -132,6 +132,12 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
         what judges. Published sets overlap: 844 of TweetEval's 2,000 sentiment tweets of val stand in SemEval-2017's
         training data.
     """
+    learned, held = _read_both(name, folder, fold)
+    return _without_twins(learned, held), held
+
+
+def _read_both(name: str, folder: Path, fold: tuple[int, int] | None) -> tuple[Dataset, Dataset]:
+    """Read what is learned from, twins and all, and what judges it."""
     learned, held = read_dataset(name, folder, "train"), read_dataset(name, folder, "dev")
     if fold is not None and all(example.group for example in learned.examples):
         everything = [*learned.examples, *held.examples]
@@ -142,7 +148,7 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
         train_part, dev_part = divide(list(once.values()), fold=fold[0], folds=fold[1])
         learned = msgspec.structs.replace(learned, examples=train_part)
         held = msgspec.structs.replace(held, examples=dev_part)
-    return _without_twins(learned, held), held
+    return learned, held
 
 
 def read_fold(name: str, folder: Path, *, fold: tuple[int, int]) -> Dataset:
@@ -151,7 +157,7 @@ def read_fold(name: str, folder: Path, *, fold: tuple[int, int]) -> Dataset:
     Raises:
         DatasetError: There is no such fold, or nothing that the data set could be divided by.
     """
-    _, held = read_splits(name, folder, fold=fold)
+    _, held = _read_both(name, folder, fold)
     if not all(example.group for example in held.examples):
         raise DatasetError(f"{name} has no speakers, sessions or dialogues to be divided into folds by")
     return msgspec.structs.replace(held, split=f"fold {fold[0] + 1} of {fold[1]}")
