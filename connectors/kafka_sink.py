@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerClosed, UnknownError
 
 from emostream.connectors.broker import KafkaAccess
 from emostream.connectors.connecting import knock
@@ -96,6 +96,8 @@ class KafkaWriter:
         """Send records, and return for each what the broker said, or the error that it met."""
 
         async def deliver(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+            if producer != self._producer:  # another write let go of it
+                raise ProducerClosed
             return await (await producer.send(self._topic, value=value, key=key, headers=headers))
 
         tasks = [asyncio.create_task(deliver(*record)) for record in records]
@@ -137,14 +139,15 @@ class KafkaWriter:
         return repr(error)
 
     async def _drop(self, producer: AIOKafkaProducer) -> None:
-        """Let go of a producer; the next write starts a new one, whose sequence numbers begin afresh.
+        """Let go of a producer, once; the next write starts a new one, whose sequence numbers begin afresh.
 
         One that cannot flush is not interrupted: it would keep its connections and tasks. What another write still
         waits for once it has stopped, such as metadata of the topic, will never come: aiokafka would wait for ever.
         """
+        if self._producer is not producer:
+            return
+        self._producer = None
         stopping: asyncio.Task[None] = asyncio.create_task(self._stop(producer))
-        if self._producer is producer:
-            self._producer = None
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopped)
         await asyncio.wait({stopping}, timeout=_STOP_S)

@@ -57,6 +57,8 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
         super().__init__(*arguments, **named)
         self._begun: Counter[Any] = Counter()
         """How often the log of a partition has begun anew; a message bears the number that it was read at."""
+        self._given_up = 0
+        """How often partitions were given up; what was not committed by then is read again, by whoever gets them."""
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
@@ -64,10 +66,22 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
     # A rebalance: what is acknowledged is committed, records stop flowing, positions are sought, records flow.
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
-        """Commit, and only then forget what was acknowledged, which Faust does at once."""
+        """Commit, and only then forget what was acknowledged, which Faust does at once.
+
+        What cannot be committed by then stays so: others may answer and commit more, which would be wound back. A
+        worker that is to stop seeks no more, and so keeps it.
+        """
+        await self._commit_all()
+        await super().on_partitions_revoked(revoked)
+        await self._commit_all()
+        self._given_up += 1
+        if not self.app.should_stop:
+            self._acked.clear()
+            self._acked_index.clear()
+
+    async def _commit_all(self) -> None:
         if not await self.commit():  # one may have been under way
             await self.commit()
-        await super().on_partitions_revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
         """Let no record flow until positions are sought; whoever had no partitions before is not stopped by Faust."""
@@ -140,7 +154,7 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
 
     async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:  # noqa: ARG002
         """Commit; what Kafka does not take is committed next time, and not counted as committed, as Faust does."""
-        generation, ours, begun = self.app.consumer_generation_id, self._ours(offsets), self._begun.copy()
+        given_up, ours, begun = self._given_up, self._ours(offsets), self._begun.copy()
         if not ours:
             return False
         taken: bool = await self._commit(ours)
@@ -149,7 +163,7 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # faust is untyped
             self._committed_offset.update(of_this_log)
             for partition, offset in of_this_log.items():
                 self.app.offsets.committed((partition.topic, partition.partition), offset)
-        elif generation == self.app.consumer_generation_id:
+        elif given_up == self._given_up:
             for partition, offset in self._ours(of_this_log).items():
                 self._acked[partition].append(offset - 1)
         return taken

@@ -13,13 +13,10 @@ posts whose clips never come delays nobody. A clip that finds no room waits, and
 """
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
-
-import msgspec
 
 from emostream.connectors.messages import Clip, Post
 from emostream.streams.metrics import Metrics
@@ -76,20 +73,19 @@ class Join:
         self._turns: dict[str, deque[AnyHalf]] = {}
         self._put_text = texts
         self._texts, self._voices = _Outbox(texts), _Outbox(voices)
-        self._change = asyncio.Event()
 
     async def take_post(self, record: Record) -> None:
         """Take a record of `posts`; waits while its batcher has no room."""
         post = decode_posts_record(record, clock=self._clock)
         if isinstance(post, Item):
             await self._put_text(post)
-        elif not post.content.clip and post.content.id not in self._turns and not self._clips.has(post.content.id):
+        elif not post.content.clip and not self._has(post.content.id):
             self._under_way(post.content.id)
             await self._put_text(post_item(post))
         else:
             while self._texts.held_bytes > self._most_bytes:
-                if oldest := self._posts.oldest():
-                    self._send(self._posts.remove(oldest), "no_room")
+                if oldest := self._posts.pop_oldest():
+                    self._send(oldest, "no_room")
                 await self._texts.wait_forwarded()
             self._texts.held_bytes += record.size
             self._admit(post.content.id, post)
@@ -118,19 +114,24 @@ class Join:
     def close(self) -> None:
         """Send on what waits, and let nothing wait from now on: no partner is going to be read any more."""
         self._grace_s = 0.0
-        self._change.set()
+        for waiting in (self._posts, self._clips):
+            while half := waiting.pop_oldest():
+                self._send(half, "alone")
 
     async def run(self) -> None:
-        """Send on whatever has waited long enough, until cancelled."""
+        """Hand items over to the batchers, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._texts.forward())
             tasks.create_task(self._voices.forward())
-            tasks.create_task(self._end_waits())
 
     @property
     def waiting(self) -> dict[str, int]:
         """How many posts and clips wait for their other half."""
         return {"post": len(self._posts), "clip": len(self._clips)}
+
+    def _has(self, id_: str) -> bool:
+        """Say whether anything of an id is here."""
+        return id_ in self._turns or self._posts.has(id_) or self._clips.has(id_)
 
     def _admit(self, id_: str, half: AnyHalf, *, after: Item | None = None) -> None:
         """Send a half on with its partner or alone, or have it wait.
@@ -143,63 +144,66 @@ class Join:
         if id_ in self._turns:
             self._turns[id_].append(half)
         elif isinstance(half.content, Post):
-            self._admit_post(_Wait(half, self._clock()), answered=after is not None and after.clip is not None)
+            self._admit_post(half, answered=after is not None and after.clip is not None)
         else:
-            self._admit_clip(_Wait(half, self._clock()), answered=after is not None and after.post is not None)
+            self._admit_clip(half, answered=after is not None and after.post is not None)
 
-    def _admit_post(self, post: "_Wait[Post]", *, answered: bool) -> None:
-        if clip := self._clips.pop(post.id):
+    def _admit_post(self, post: Taken[Post], *, answered: bool) -> None:
+        if clip := self._clips.pop(post.content.id):
             self._send_pair(post, clip, waited=clip)
-        elif answered or not post.half.content.clip:
-            self._send(post, "answered_before")
+        elif post.content.clip and not answered:
+            self._have_wait(post, self._posts)
+        elif first := self._posts.pop(post.content.id):  # which is older: it is answered before this one
+            self._send(first, "alone")
+            self._turns[post.content.id].append(post)
         else:
-            self._posts.add(post)
-            self._change.set()
+            self._send(post, "answered_before")
 
-    def _admit_clip(self, clip: "_Wait[Clip]", *, answered: bool) -> None:
-        if post := self._posts.pop(clip.id):
+    def _admit_clip(self, clip: Taken[Clip], *, answered: bool) -> None:
+        if post := self._posts.pop(clip.content.post_id):
             self._send_pair(post, clip, waited=post)
         elif answered:
             self._send(clip, "answered_before")
         else:
-            self._clips.add(clip)
-            self._change.set()
+            self._have_wait(clip, self._clips)
 
-    def _send_pair(self, post: "_Wait[Post]", clip: "_Wait[Clip]", *, waited: "_Wait[Post] | _Wait[Clip]") -> None:
+    def _have_wait(self, half: Taken[Half], waiting: "_Waiting[Half]") -> None:
+        """Have a half wait for the rest of its grace, which begins when it is taken: waiting for its turn counts."""
+
+        def end() -> None:
+            if oldest := waiting.pop(_id_of(half)):
+                self._send(oldest, "alone")
+
+        left_s = half.taken_s + self._grace_s - self._clock()
+        waiting.add(half, asyncio.get_running_loop().call_later(left_s, end))
+
+    def _send_pair(self, post: Taken[Post], clip: Taken[Clip], *, waited: AnyHalf) -> None:
         self._observe_wait(waited, "joined")
-        moved_bytes = post.half.record.size
+        moved_bytes = post.record.size
         self._texts.release(moved_bytes)
         self._voices.held_bytes += moved_bytes
-        self._under_way(post.id)
-        self._voices.add(clip_item(clip.half, post.half, taken_s=self._clock()))
+        self._under_way(post.content.id)
+        self._voices.add(clip_item(clip, post, taken_s=self._clock()))
 
-    def _send(self, wait: "_Wait[Post] | _Wait[Clip]", outcome: str) -> None:
+    def _send(self, half: AnyHalf, outcome: str) -> None:
         """Send a half on alone."""
-        self._observe_wait(wait, outcome)
-        self._under_way(wait.id)
-        if isinstance(wait.half.content, Post):
-            self._texts.add(post_item(wait.half, taken_s=self._clock()))
+        self._observe_wait(half, outcome)
+        self._under_way(_id_of(half))
+        if isinstance(half.content, Post):
+            self._texts.add(post_item(half, taken_s=self._clock()))
         else:
-            self._voices.add(clip_item(wait.half, taken_s=self._clock()))
+            self._voices.add(clip_item(half, taken_s=self._clock()))
 
     def _under_way(self, id_: str) -> None:
         """Note that an item of an id is under way: whatever else of it is here waits for its turn."""
         self._turns[id_] = deque([*self._posts.pop_all(id_), *self._clips.pop_all(id_)])
 
-    def _observe_wait(self, wait: "_Wait[Post] | _Wait[Clip]", outcome: str) -> None:
-        self._metrics.join_wait.labels(outcome).observe(max(0.0, self._clock() - wait.half.taken_s))
+    def _observe_wait(self, half: AnyHalf, outcome: str) -> None:
+        self._metrics.join_wait.labels(outcome).observe(max(0.0, self._clock() - half.taken_s))
 
-    async def _end_waits(self) -> None:
-        while True:
-            self._change.clear()
-            due_s = self._clock() - self._grace_s
-            for waiting in (self._posts, self._clips):
-                while wait := waiting.pop_since(due_s):
-                    self._send(wait, "alone")
-            since_s = [wait.since_s for wait in (self._posts.oldest(), self._clips.oldest()) if wait]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(since_s) - due_s if since_s else None):
-                    await self._change.wait()
+
+def _id_of(half: AnyHalf) -> str:
+    return half.content.id if isinstance(half.content, Post) else half.content.post_id
 
 
 class _Outbox:
@@ -240,60 +244,41 @@ class _Outbox:
         await self._forwarded.wait()
 
 
-class _Wait(msgspec.Struct, Generic[Half], frozen=True, eq=False):
-    """A half that waits, and since when, in seconds of the monotonic clock."""
-
-    half: Taken[Half]
-    since_s: float
-
-    @property
-    def id(self) -> str:
-        """The id that it waits for."""
-        content = self.half.content
-        return content.id if isinstance(content, Post) else content.post_id
-
-
 class _Waiting(Generic[Half]):
-    """Halves of one kind that wait: oldest first, and by id."""
+    """Halves of one kind that wait, each with the timer that ends its waiting: in the order they came, and by id."""
 
     def __init__(self) -> None:
-        self._by_age: OrderedDict[_Wait[Half], None] = OrderedDict()
-        self._by_id: dict[str, deque[_Wait[Half]]] = {}
+        self._timers: OrderedDict[Taken[Half], asyncio.TimerHandle] = OrderedDict()
+        self._by_id: dict[str, deque[Taken[Half]]] = {}
 
     def __len__(self) -> int:
-        return len(self._by_age)
+        return len(self._timers)
 
     def has(self, id_: str) -> bool:
         """Say whether one with an id waits."""
         return id_ in self._by_id
 
-    def oldest(self) -> _Wait[Half] | None:
-        """Return the one that has waited longest."""
-        return next(iter(self._by_age), None)
-
-    def add(self, wait: _Wait[Half]) -> None:
+    def add(self, half: Taken[Half], timer: asyncio.TimerHandle) -> None:
         """Add the newest."""
-        self._by_age[wait] = None
-        self._by_id.setdefault(wait.id, deque()).append(wait)
+        self._timers[half] = timer
+        self._by_id.setdefault(_id_of(half), deque()).append(half)
 
-    def pop(self, id_: str) -> _Wait[Half] | None:
+    def pop(self, id_: str) -> Taken[Half] | None:
         """Remove and return the oldest with an id."""
-        return self.remove(self._by_id[id_][0]) if id_ in self._by_id else None
+        return self._remove(self._by_id[id_][0]) if id_ in self._by_id else None
 
-    def pop_since(self, time_s: float) -> _Wait[Half] | None:
-        """Remove and return the oldest, if it has waited since a time or longer."""
-        oldest = self.oldest()
-        return self.remove(oldest) if oldest and oldest.since_s <= time_s else None
+    def pop_oldest(self) -> Taken[Half] | None:
+        """Remove and return the oldest of all."""
+        return self._remove(next(iter(self._timers))) if self._timers else None
 
     def pop_all(self, id_: str) -> list[Taken[Half]]:
         """Remove and return all halves with an id."""
-        return [self.remove(wait).half for wait in tuple(self._by_id.get(id_, ()))]
+        return [self._remove(half) for half in tuple(self._by_id.get(id_, ()))]
 
-    def remove(self, wait: _Wait[Half]) -> _Wait[Half]:
-        """Remove one."""
-        del self._by_age[wait]
-        same = self._by_id[wait.id]
-        same.remove(wait)
+    def _remove(self, half: Taken[Half]) -> Taken[Half]:
+        self._timers.pop(half).cancel()
+        same = self._by_id[_id_of(half)]
+        same.remove(half)
         if not same:
-            del self._by_id[wait.id]
-        return wait
+            del self._by_id[_id_of(half)]
+        return half

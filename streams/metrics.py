@@ -29,8 +29,8 @@ STAGES = ("wait", "look_up", "score", "prepare", "forward", "kafka", "redis", "d
 prepare (tokenise, decode, cut) and forward are parts. The others: writing until confirmed, with every retry."""
 
 JOIN_OUTCOMES = ("joined", "alone", "answered_before", "no_room")
-"""joined: the other half came. alone: it did not within the grace. answered_before: it had been answered, and what is
-kept of it is joined. no_room: sent on early, because too much waited."""
+"""joined: the other half came. alone: it did not within the grace, or before a newer post. answered_before: it had been
+answered, and what is kept of it is joined. no_room: sent on early, because too much waited."""
 
 
 class Metrics:

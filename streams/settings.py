@@ -3,6 +3,7 @@
 `python -m emostream.streams.settings README.md` writes the table of settings into a file anew.
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     commit_interval_s: float = Field(
         0.2,
         gt=0,
+        le=10,
         description="Seconds between commits; what was answered since the last one is answered again after a crash.",
     )
 
@@ -212,6 +214,26 @@ class Settings(BaseSettings):
         return value
 
     # What does not go together is refused: a setting that is passed over in silence is worse than an error.
+
+    @model_validator(mode="after")
+    def _has_four_topics(self) -> Self:
+        names = ("posts_topic", "clips_topic", "emotions_topic", "dead_letters_topic")
+        for one, other in itertools.combinations(names, 2):
+            if (topic := getattr(self, one)) == getattr(self, other):
+                both = f"EMOSTREAM_{one.upper()} and EMOSTREAM_{other.upper()}"
+                raise ValueError(
+                    f"{both} are {topic!r}: a worker must not read what it writes, nor take one for another"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_answers_for_their_halves(self) -> Self:
+        if self.late_s > self.redis_keep_s:
+            raise ValueError(
+                f"EMOSTREAM_LATE_S is {self.late_s}, EMOSTREAM_REDIS_KEEP_S {self.redis_keep_s}: when a late half is "
+                "joined, the answer must still be there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gets_into_kafka(self) -> Self:

@@ -5,9 +5,11 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
+from aiokafka.errors import ProducerClosed
 from answers import INGESTED, make_answer, written
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -283,6 +285,53 @@ class TestKafka:
             with pytest.raises(SinkUnavailable):
                 await writing
         await writer.write([(b"b", b"value", [])])
+        await writer.close()
+
+    async def test_nothing_is_sent_by_a_producer_that_another_write_let_go_of(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may not know the topic yet, and aiokafka would wait for ever."""
+        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
+        await writer.write([(b"a", b"value", [])])
+        producer = writer._producer
+        assert producer is not None
+        await writer._drop(producer)
+        monkeypatch.setattr(producer.client, "_wait_on_metadata", lambda _topic: asyncio.Event().wait())
+        async with asyncio.timeout(20):
+            (outcome,) = await writer._deliver(producer, [(b"b", b"value", [])])
+        assert isinstance(outcome, ProducerClosed)
+        await writer.close()
+
+    async def test_what_is_being_flushed_is_not_ended_by_another_write_that_fails(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two writes failed by one refusal let go of a producer twice; a third is confirmed by its flush."""
+        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
+        await writer.write([(b"a", b"value", [])])
+        producer, confirming = writer._producer, asyncio.Event()
+        assert producer is not None
+        send, stop = producer.send, producer.stop
+
+        async def slow(*arguments: Any, **named: Any) -> Any:
+            await confirming.wait()
+            return await send(*arguments, **named)
+
+        async def flushing() -> None:
+            await writing
+            await stop()
+
+        monkeypatch.setattr(producer, "send", slow)
+        monkeypatch.setattr(producer, "stop", flushing)
+        writing = asyncio.create_task(writer.write([(b"b", b"value", [])]))
+        await asyncio.sleep(0.1)
+        letting_go = asyncio.create_task(writer._drop(producer))
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(producer, "stop", stop)  # which ends at once, as any stop after the first
+        await writer._drop(producer)
+        confirming.set()
+        async with asyncio.timeout(20):
+            await writing
+            await letting_go
         await writer.close()
 
     async def test_of_many_answers_only_the_one_too_large_is_refused(self, settings: Settings) -> None:

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -232,6 +233,53 @@ async def test_a_worker_that_had_nothing_takes_over_all_that_is_left(
         await eventually(lambda: len(first.posts.taken | second.posts.taken) == 1000, within_s=30)
 
 
+@pytest.mark.filterwarnings("ignore::faust.exceptions.AlreadyConfiguredWarning")
+async def test_what_was_acknowledged_before_a_rebalance_is_not_committed_after_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a worker that Kafka took for dead: another has answered and committed more, and that would be wound back."""
+    given_up, go_on = asyncio.Event(), asyncio.Event()
+    give_up, seek = consumer._Consumer.on_partitions_revoked, consumer._Consumer.perform_seek
+
+    async def watched(one: consumer._Consumer, revoked: set[Any]) -> None:
+        await give_up(one, revoked)
+        if one is first.app.consumer:
+            given_up.set()
+
+    async def slowly(one: consumer._Consumer) -> None:
+        await go_on.wait()
+        await seek(one)
+
+    async def refuse(*_: object) -> bool:
+        return False
+
+    async with running(settings, tmp_path / "first", HeldUpTaker) as first:
+        second = Shell(settings, tmp_path / "second")
+        second.end_outage()
+        await publish(settings, settings.posts_topic, [b"a post"] * 100)
+        await eventually(lambda: len(first.posts.taken) == 100)
+        monkeypatch.setattr(consumer._Consumer, "on_partitions_revoked", watched)
+        monkeypatch.setattr(consumer._Consumer, "perform_seek", slowly)
+        joining = asyncio.create_task(second.app.start())
+        try:
+            with monkeypatch.context() as refusing:
+                refusing.setattr(first.app.consumer, "_commit", refuse)
+                await eventually(lambda: first.app.rebalancing)
+                await asyncio.sleep(1)  # it has forgotten what it had acknowledged, and waits for what it has taken
+                first.end_outage()
+                async with asyncio.timeout(60):
+                    await given_up.wait()
+            await eventually(lambda: bool(first.offsets.partitions))
+            await asyncio.sleep(3 * settings.commit_interval_s)
+            assert not any(await committed(first, settings.posts_topic))
+            go_on.set()
+            await joining
+            await until_committed(settings.posts_topic, 100, first, second)
+        finally:
+            go_on.set()
+            await second.app.stop()
+
+
 @pytest.mark.parametrize("posts", [100, 1])
 async def test_a_log_that_begins_anew_is_read_from_its_beginning(
     settings: Settings, tmp_path: Path, posts: int
@@ -241,13 +289,13 @@ async def test_a_log_that_begins_anew_is_read_from_its_beginning(
         shell.end_outage()
         await publish(settings, settings.posts_topic, [b"a post"] * posts)
         await eventually(lambda: len(shell.posts.taken) == posts and not shell.offsets.uncommitted_s)
-        await until_committed(shell, settings.posts_topic, posts)
+        await until_committed(settings.posts_topic, posts, shell)
         shell.posts.open.clear()
         await begin_anew(shell, settings.posts_topic)
         await eventually(lambda: shell.posts.deliveries > posts)
-        await until_committed(shell, settings.posts_topic, 0)  # the new log may grow past what was committed
+        await until_committed(settings.posts_topic, 0, shell)  # the new log may grow past what was committed
         shell.posts.open.set()
-        await until_committed(shell, settings.posts_topic, posts)
+        await until_committed(settings.posts_topic, posts, shell)
         assert shell.posts.deliveries == 2 * posts
 
 
@@ -339,10 +387,10 @@ async def committed(shell: Shell, topic: str) -> list[int]:
     return [await thread.call_thread(thread._consumer.committed, each) or 0 for each in partitions_of(shell, topic)]
 
 
-async def until_committed(shell: Shell, topic: str, records: int) -> None:
-    """Wait until Kafka holds that many records of a topic as committed."""
+async def until_committed(topic: str, records: int, *shells: Shell) -> None:
+    """Wait until Kafka holds that many records of a topic as committed by some workers."""
     async with asyncio.timeout(60):
-        while sum(await committed(shell, topic)) != records:  # noqa: ASYNC110  # nobody tells us
+        while sum([sum(await committed(shell, topic)) for shell in shells]) != records:  # noqa: ASYNC110  # nobody tells us
             await asyncio.sleep(0.1)
 
 

@@ -130,6 +130,10 @@ def fused(text: str = "a text", audio: bytes = b"a clip") -> float:
     return round(max(hashed_scores(text.encode() + audio)), 6)
 
 
+def plain(half: str) -> float:
+    return fused(half, b"")
+
+
 @pytest.mark.parametrize("announced", [True, False])
 async def test_clip_first(announced: bool) -> None:
     async with Stream(grace_s=LONG_S).running() as stream:
@@ -239,6 +243,32 @@ async def test_a_post_published_again_is_answered_again_after_the_first() -> Non
     confidences = [round(max(hashed_scores(text)), 6) for text in (b"one", b"two", b"three")]
     assert [answer.confidence for answer in stream.answers.log] == confidences
     assert [answer.revision for answer in stream.answers.log] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_post_that_waits_is_answered_before_a_newer_one_of_its_id(announced: bool) -> None:
+    async with Stream(grace_s=LONG_S).running() as stream:
+        await stream.post("p", "one", clip=True)
+        if announced:
+            await stream.post("p", "two", clip=True)
+        await stream.post("p", "three")
+        await stream.clip("p")
+        stream.join.close()
+        await stream.all_acknowledged()
+    *_, last = stream.answers.log
+    assert last.confidence == fused("three")
+    texts = [answer.confidence for answer in stream.answers.log if answer.modalities == ["text"]]
+    assert texts == [plain(text) for text in ("one", "two", "three") if announced or text != "two"][: len(texts)]
+
+
+@pytest.mark.parametrize("kind", ["clip", "post"])
+async def test_halves_of_one_id_wait_together_not_one_after_another(kind: str) -> None:
+    async with Stream(grace_s=0.5).running() as stream:
+        for number in range(40):
+            await (stream.clip("p", b"%d" % number) if kind == "clip" else stream.post("p", f"{number}", clip=True))
+        await stream.all_acknowledged()  # within half of what they would take one after another
+    halves = [str(number).encode() for number in range(40)]
+    assert [answer.confidence for answer in stream.answers.log] == [plain(half.decode()) for half in halves]
 
 
 @pytest.mark.parametrize("clip_first", [True, False])
@@ -464,9 +494,9 @@ def test_whatever_comes_every_record_is_acknowledged_and_what_had_both_halves_en
 ) -> None:
     async def scenario() -> Stream:
         async with Stream(grace_s=0.02).running() as stream:
-            for kind, id_, flag, pause in arrivals:
+            for number, (kind, id_, flag, pause) in enumerate(arrivals):
                 if kind == "p":
-                    await stream.post(id_, clip=flag)
+                    await stream.post(id_, f"text {number}", clip=flag)
                 else:
                     await stream.clip(id_, b"! broken" if flag else b"a clip")
                 if pause:
@@ -481,5 +511,8 @@ def test_whatever_comes_every_record_is_acknowledged_and_what_had_both_halves_en
     assert set(stream.answers.answers) == posts | clips
     for id_ in posts & clips:
         assert stream.answers.answers[id_].modalities == ["text", "voice"], "the last answer is the richest"
+    for id_, text in {id_: f"text {number}" for number, (kind, id_, *_) in enumerate(arrivals) if kind == "p"}.items():
+        expected = fused(text) if id_ in clips else plain(text)
+        assert stream.answers.answers[id_].confidence == expected, "the last answer is of the newest post"
     dead = sum(1 for kind, _, broken, _ in arrivals if kind == "c" and broken)
     assert len(stream.dead.letters) == dead

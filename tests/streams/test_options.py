@@ -50,6 +50,9 @@ def test_the_workers_help_shows_every_setting_with_default_and_variable() -> Non
             ["Redis' password is given twice"],
         ),
         (["--redis", "redis://ada@h", "--redis-user", "bob"], {}, ["Redis' username is given twice"]),
+        (["--dead-letters-topic", "posts"], {}, ["EMOSTREAM_POSTS_TOPIC and EMOSTREAM_DEAD_LETTERS_TOPIC are 'posts'"]),
+        (["--redis-keep-s", "60"], {}, ["EMOSTREAM_LATE_S is 600, EMOSTREAM_REDIS_KEEP_S 60", "must still be there"]),
+        (["--commit-interval-s", "40"], {}, ["EMOSTREAM_COMMIT_INTERVAL_S", "less than or equal to 10"]),
     ],
 )
 def test_a_wrong_value_is_named(arguments: list[str], environment: dict[str, str], said: list[str]) -> None:
