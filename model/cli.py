@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from emostream.model.samples import Scored
     from emostream.model.scorer import Item
 
-_AT_ONCE = 256
-"""Texts and recordings that `predict` holds and scores together."""
+_AT_ONCE, _RECORDINGS_AT_ONCE = 256, 32
+"""Texts, and recordings of up to 9 MB, that `predict` holds and scores together."""
 
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 …")]
 CheckpointFolder = Annotated[
@@ -222,8 +222,9 @@ def predict(
     )
     failed: list[str] = []
     table = Table("what", "emotion", "confidence", "next", "further", "flags")
-    for start in range(0, len(asked), _AT_ONCE):
-        readable, unread = _items(asked[start : start + _AT_ONCE])
+    at_once = _RECORDINGS_AT_ONCE if clips else _AT_ONCE
+    for start in range(0, len(asked), at_once):
+        readable, unread = _items(asked[start : start + at_once])
         failed += unread
         outcomes = scorer.score([item for _, item in readable]).outcomes
         for (text, file), outcome in zip((question for question, _ in readable), outcomes, strict=True):

@@ -7,6 +7,14 @@ import torch
 
 from emostream.model.errors import DeviceError
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What CPUs, CUDA's driver and its libraries say of it."""
+
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,11 +61,12 @@ def precision_name(precision: torch.dtype) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error means that the device had no memory left: CUDA's own class; on a CPU it takes reading.
+    """Say whether an error means that the device had no memory left: torch's own class, or else it takes reading.
 
     What oneDNN says of too little memory ("could not create a primitive") is not counted: smaller passes need the same.
     """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _NO_MEMORY)
 
 
 def _cpu_computes_bf16() -> bool:

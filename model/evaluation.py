@@ -111,7 +111,8 @@ def evaluate_scores(
         label: ClassFigures(float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
         for i, label in enumerate(labels)
     }
-    macro_f1, uar = float(f1[present].mean()), float(recall[present].mean())
+    or_answered = present | (np.bincount(answer_N, minlength=len(labels)) > 0)  # what scikit-learn's macro mean is over
+    macro_f1, uar = float(f1[or_answered].mean()), float(recall[present].mean())
     return Evaluation(
         task=dataset.name,
         split=dataset.split,

@@ -26,7 +26,10 @@ AUTO = "auto"
 """In place of a path: whichever an example has the halves for."""
 
 _AT_ONCE = 256
-"""Examples between two steps of the progress bar; as many recordings are held decoded at once."""
+"""Texts between two steps of the progress bar."""
+
+_RECORDINGS_AT_ONCE = 32
+"""Recordings that are held decoded and cut: up to 9 MB each."""
 
 _PAIRING_SEED = 7
 """Pairs of the same sets are the same ones each time."""
@@ -62,8 +65,10 @@ def judge(
     unread: list[tuple[Example, str]] = []
     unanswered = 0
     hears = scorer.voice_width > 0
-    for start in range(0, len(dataset.examples), _AT_ONCE):
-        examples = dataset.examples[start : start + _AT_ONCE]
+    listens = hears and path != TEXT and any(example.recording is not None for example in dataset.examples)
+    at_once = _RECORDINGS_AT_ONCE if listens else _AT_ONCE
+    for start in range(0, len(dataset.examples), at_once):
+        examples = dataset.examples[start : start + at_once]
         asked = [(example, _item(example, path, unread, hears=hears)) for example in examples]
         readable = [(example, item) for example, item in asked if item is not None]
         outcomes = scorer.score([item for _, item in readable]).outcomes if readable else ()

@@ -13,9 +13,12 @@ import msgspec
 
 _MENTION = re.compile(r"(?<!\S)@\w+")
 _LINK = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
-_MASKS = re.compile(r"(?<!\S)(@user|http)(?!\w)")
+_MASKS = re.compile(r"(?<!\w)(@\w+|http)(?!\w)")
 _SPACES = re.compile(r"\s+")
 _ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|&(?:amp;)*(\w{2,31}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
+_MISREAD = {code: bytes([code]).decode("cp1252", errors="replace") for code in range(0x80, 0xA0)}
+"""Control characters that nobody types: Windows-1252 read as Latin-1, as in MELD's first release (U+0092 for ’)."""
+
 _EMOJI_WORD_SEPARATORS = str.maketrans({"_": " ", "-": " "})
 
 
@@ -42,8 +45,9 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def unescape(text: str) -> str:
-    r"""Return a text with what was escaped once too often on its way as what it stands for: `\u2019`, `&amp;`."""
-    return _ESCAPED.sub(_unescaped, text)
+    r"""Return a text with what was escaped once too often, or misread, as what it stands for: `\u2019`, `&amp;`."""
+    text = _ESCAPED.sub(_unescaped, text)
+    return text if text.isascii() else text.translate(_MISREAD)
 
 
 def has_words(normalised: str) -> bool:

@@ -280,13 +280,12 @@ class EmotionScorer:
     def head_scores(self, texts: Sequence[str], heads: Iterable[str]) -> dict[str, Tensor]:
         """Return calibrated scores_XC of some attribute heads, all from one pass of the encoder; for evaluation."""
         text_XD, _ = self._pool_texts(tuple(self._tokenizer.windows(texts)))
-        return {name: self._head(name, text_XD) for name in heads}
+        return {name: self._head(name, text_XD.to(self._compute.device)) for name in heads}
 
     def _pool_texts(self, texts: Sequence[Windows | None]) -> tuple[Tensor, int]:
         given = [windows for windows in texts if windows is not None]
         pad_id = self._tokenizer.layout.pad_id
-        text_XD, padded_tokens = pool_texts(self._network.text, given, pad_id=pad_id, compute=self._compute)
-        return text_XD.to(self._compute.device), padded_tokens
+        return pool_texts(self._network.text, given, pad_id=pad_id, compute=self._compute)
 
     def _pool_clips(self, clips: Sequence[ClipWindows | None]) -> Generator[None, None, tuple[Tensor, float]]:
         """Return voice_RV of the recordings among the clips, and the seconds that it took; pauses in between."""
@@ -297,8 +296,7 @@ class EmotionScorer:
             )
         if self._network.voice is None or not given:
             return torch.empty(0), 0.0
-        voice_RV, seconds = yield from pool_clips_in_steps(self._network.voice, given, compute=self._compute)
-        return voice_RV.to(self._compute.device), seconds
+        return (yield from pool_clips_in_steps(self._network.voice, given, compute=self._compute))
 
     def _path_scores(
         self, paths: Sequence[str], text: Sequence[Tensor | None], voice: Sequence[Tensor | None]
@@ -313,7 +311,7 @@ class EmotionScorer:
         return scores_NC
 
     def _stack(self, vectors: Sequence[Tensor | None], items: Sequence[int]) -> Tensor | None:
-        """Return the vectors of items of one path as a matrix; None where that path has no such half."""
+        """Return the vectors of items of one path, given on the CPU, as a matrix; None where they have no such half."""
         given = [vector for n in items if (vector := vectors[n]) is not None]
         return torch.stack(given).to(self._compute.device) if given else None
 
@@ -368,7 +366,7 @@ def _by_item(
 
 def _stored(vectors: Sequence[Tensor | None]) -> list[bytes | None]:
     """Return vectors as they are stored for partners that come later: float16."""
-    return [None if vector is None else vector.half().cpu().numpy().tobytes() for vector in vectors]
+    return [None if vector is None else vector.half().numpy().tobytes() for vector in vectors]
 
 
 def _text_flags(read: Windows, *, is_foreign: bool) -> list[str]:

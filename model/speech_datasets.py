@@ -5,6 +5,7 @@ tables of their own beside the recordings. Files are found and labelled here and
 """
 
 import csv
+import io
 import logging
 import os
 import re
@@ -184,15 +185,22 @@ def read_meld(folder: Path, split: str) -> Dataset:
     file = next((place / name for place in _meld_places(folder, split) if (place / name).is_file()), folder / name)
     existing_file(file, "MELD's CSV with columns Utterance and Emotion", error=NoSuchSplit)
     clips = {stem: clip for stem, clip in _meld_clips(folder, split).items() if (split, stem) not in _MELD_BROKEN}
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
-            raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
-        examples = tuple(_meld_example(row, clips, split=split, where=f"{file}, line {rows.line_num}") for row in rows)
+    rows = csv.DictReader(io.StringIO(_utf8_or_windows(file.read_bytes()), newline=""))
+    if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
+        raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
+    examples = tuple(_meld_example(row, clips, split=split, where=f"{file}, line {rows.line_num}") for row in rows)
     without = sum(example.recording is None for example in examples)
     if clips and without:
         _log.warning("meld %s: %d of %d utterances have no usable recording", split, without, len(examples))
     return Dataset("meld", split, {EMOTION: LABELS}, examples)
+
+
+def _utf8_or_windows(table: bytes) -> str:
+    """Decode a table, of which copies are about in either."""
+    try:
+        return table.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return table.decode("cp1252")
 
 
 def _meld_clips(folder: Path, split: str) -> dict[str, Path]:

@@ -148,8 +148,12 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
 
 
 def _make_small(branch: nn.Module) -> None:
-    """Give a branch the weights that its checkpoint will have: what learns on top, and all figures, go by these."""
-    branch.load_state_dict(widen_rows(quantise_rows(branch.state_dict())))
+    """Give a branch the weights that its checkpoint will have: what learns on top, and all figures, go by these.
+
+    They are made on the CPU: CUDA divides a little differently, and a run that goes on elsewhere must find the same.
+    """
+    state = {name: tensor.cpu() for name, tensor in branch.state_dict().items()}
+    branch.load_state_dict(widen_rows(quantise_rows(state)))
 
 
 class _Claim(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ import csv
 import datetime as dt
 import hashlib
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -175,7 +176,12 @@ class _Trainer:
         self._loss_of = DistributedDataParallel(stage, find_unused_parameters=True) if self._world > 1 else stage
         self._optimiser = torch.optim.AdamW(stage.parameter_groups(), fused=True)
         self.progress = StageProgress(built_on=built_on)
-        self._steps_per_epoch = max(1, stage.steps_per_epoch // self._world)
+        self._steps_per_epoch = stage.steps_per_epoch // self._world
+        if not self._steps_per_epoch:
+            raise RecipeError(
+                f"{stage.name}: an epoch has {stage.steps_per_epoch} batches, too few for {self._world} processes; "
+                "smaller batches or fewer processes help"
+            )
         self._steps_done = 0
         self._resume()
 
@@ -213,7 +219,12 @@ class _Trainer:
         self._optimiser.step()
         self._optimiser.zero_grad()
         self._steps_done += 1
-        return float(loss.detach())
+        value = float(loss.detach())
+        if not math.isfinite(value):  # and so are weights and moments from now on; those of the last epoch are kept
+            raise RecipeError(
+                f"{self._stage.name}: the loss of step {self._steps_done} is {value}; a lower learning rate may help"
+            )
+        return value
 
     def _rate_factor(self, step: int) -> float:
         """Rise from 0 during warm-up, then fall linearly to 0."""

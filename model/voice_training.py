@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
+from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording, require_whole
 from emostream.model.datasets import Dataset, Example
 from emostream.model.device import autocast
 from emostream.model.errors import AudioError, DatasetError
@@ -221,7 +221,7 @@ def _heard(dataset: Dataset) -> tuple[Dataset, list[_Waveform]]:
         if example.recording is None:
             continue
         try:
-            heard.append((example, decode_recording(example.recording).waveform))
+            heard.append((example, require_whole(decode_recording(example.recording)).waveform))
         except (AudioError, OSError) as error:
             unread.append(f"{example.recording}: {error}")
     if unread:

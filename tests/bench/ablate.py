@@ -90,7 +90,7 @@ def head_variants(base: HeadRecipe) -> dict[str, HeadRecipe]:
     return {
         "as shipped": base,
         "no class weights": replace(base, class_weight_power=0.0),
-        "class weights to the power 0.35": replace(base, class_weight_power=0.35),
+        "class weights to the power 0.5": replace(base, class_weight_power=0.5),
         "class weights to the power 0.75": replace(base, class_weight_power=0.75),
         "a third of the epochs": descending(base, epochs=max(1, settings.epochs // 3)),
         "no label smoothing": descending(base, label_smoothing=0.0),
@@ -104,7 +104,7 @@ def fusion_variants(base: FusionRecipe) -> dict[str, FusionRecipe]:
     settings = base.optimisation
     return {
         "as shipped": base,
-        "data sets by size": replace(base, sampling_power=1.0),
+        "data sets by the root of their size": replace(base, sampling_power=0.5),
         "data sets alike": replace(base, sampling_power=0.0),
         "nothing of the voice dropped": replace(base, voice_dropout=0.0),
         "dropout 0.1": replace(base, dropout=0.1),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from emostream.model.datasets import Dataset, Example
 from emostream.model.evaluation import (
@@ -63,6 +64,12 @@ def test_figures_by_hand() -> None:
     assert result.wa == pytest.approx(2 / 3 * 3 / 4 + 1 * 1 / 4)
     assert result.confusion[JOY] == [0, 0, 1, 2, 0, 0, 0]
     assert result.ece == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_class_that_is_answered_and_never_right_counts_in_macro_f1() -> None:
+    result = evaluate_scores(dataset((JOY,), (JOY,)), scores(JOY, FEAR))
+    assert result.macro_f1 == pytest.approx(f1_score([JOY, JOY], [JOY, FEAR], average="macro", zero_division=0))
+    assert result.uar == 0.5
 
 
 def test_chance_alone_makes_a_calibration_error() -> None:

@@ -23,6 +23,7 @@ WORDS = Normalisation(emoji_to_words=True)
         ("  two\n\nlines\t", "two lines"),
         ("plain", "plain"),
         (r"it\u2019s here\u002c \uD83D\uDE02", "it’s here, face with tears of joy"),
+        ("don\x92t \x85 \x93so\x94 \x81", "don’t … “so” \N{REPLACEMENT CHARACTER}"),
         (r"half of one: \ud83d", "half of one: \N{REPLACEMENT CHARACTER}"),
         (r"no escape: \u20 \x41 C:\users", r"no escape: \u20 \x41 C:\users"),
         ("you &amp; me &amp;amp;lt;3 &#39;now&#x27;", "you & me <3 'now'"),

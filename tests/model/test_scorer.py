@@ -162,7 +162,11 @@ def test_what_is_behind_the_first_window_counts(shipped_scorer: EmotionScorer) -
 
 
 def test_what_cannot_be_read_is_answered_and_flagged(shipped_scorer: EmotionScorer) -> None:
-    assert flags(shipped_scorer, "@anna @ben https://example.org 12:30 !!!", "🎉", "ok") == [(FLAG_NO_WORDS,), (), ()]
+    assert flags(shipped_scorer, "@anna (@ben) https://example.org 12:30 (www.a.org) !!!", "🎉", "ok") == [
+        (FLAG_NO_WORDS,),
+        (),
+        (),
+    ]
     (german,) = flags(shipped_scorer, "Ich bin heute so traurig, niemand hat an meinen Geburtstag gedacht")
     assert german == (FLAG_LANGUAGE,)
     (cherokee,) = flags(shipped_scorer, "ᎣᏏᏲ ᏙᎯᏧ ᎠᏂᎦᏔᎲ")
@@ -237,8 +241,13 @@ def test_padding_share_is_accounted_for(shipped_scorer: EmotionScorer, size: int
     assert batch.tokens == sum(outcome.tokens for outcome in batch.outcomes)
 
 
+@pytest.mark.parametrize(
+    "full",
+    [torch.OutOfMemoryError("none left"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `create`")],
+    ids=["torch", "cuBLAS"],
+)
 def test_a_device_that_is_full_gets_half_from_then_on(
-    shipped_scorer: EmotionScorer, monkeypatch: pytest.MonkeyPatch
+    shipped_scorer: EmotionScorer, monkeypatch: pytest.MonkeyPatch, full: RuntimeError
 ) -> None:
     texts = [Item(text=f"what a day, number {number}") for number in range(200)]
     expected = [outcome.scores for outcome in outcomes(shipped_scorer, texts)]
@@ -247,15 +256,15 @@ def test_a_device_that_is_full_gets_half_from_then_on(
     def forward_or_raise(self: TextBranch, ids_WT: torch.Tensor) -> torch.Tensor:
         sizes.append(ids_WT.numel())
         if ids_WT.numel() > 300:
-            raise torch.OutOfMemoryError(f"no memory for {ids_WT.numel()} tokens")
+            raise full
         return forward(self, ids_WT)
 
     monkeypatch.setattr(TextBranch, "forward", forward_or_raise)
-    full = EmotionScorer.load(SHIPPED, device="cpu", precision="float32")
-    first, second = full.score(texts), full.score(texts)
+    scorer = EmotionScorer.load(SHIPPED, device="cpu", precision="float32")
+    first, second = scorer.score(texts), scorer.score(texts)
     assert [first.halvings, second.halvings] == [2, 0]
     assert max(sizes[-10:]) <= 256
     np.testing.assert_allclose([outcome.scores for outcome in second.outcomes], expected, atol=1e-5)
     monkeypatch.setattr(TextBranch, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError, match="none at all"):
-        full.score(texts[:1])
+        scorer.score(texts[:1])

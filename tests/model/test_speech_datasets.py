@@ -195,6 +195,11 @@ def test_meld_without_numbers_is_text(tmp_path: Path) -> None:
     assert read_dataset("meld", tmp_path, "dev").examples == (Example(text="hi", labels=(LABELS.index("joy"),)),)
 
 
+def test_meld_in_windows_own_encoding(tmp_path: Path) -> None:
+    (tmp_path / "dev_sent_emo.csv").write_bytes(b"Utterance,Emotion\nI don\x92t\x85,joy\n")
+    assert read_dataset("meld", tmp_path, "dev").texts == ["I don’t…"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

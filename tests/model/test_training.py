@@ -39,6 +39,8 @@ from emostream.model.scorer import EmotionScorer, Item
 from emostream.model.training import train
 from emostream.model.voice_training import VoiceStage
 
+pytestmark = pytest.mark.xdist_group("training")  # most look at one run, or go on from a copy of it
+
 
 @pytest.fixture(scope="session")
 def data(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -98,6 +100,13 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         told = [(done, total) for name, done, total in steps if name == stage]
         assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing but what `run` drew before this: hundreds of curves and matrices that nobody looks at."""
+    monkeypatch.setattr("emostream.model.training_loop.save_curve_png", lambda *_: None)
+    monkeypatch.setattr("emostream.model.report.save_confusion_png", lambda *_: None)
 
 
 def best(scores: tuple[float, ...]) -> str:
@@ -264,6 +273,13 @@ def test_a_head_that_learning_on_makes_no_better_stays_as_it_was(run: Path, data
     head = load_checkpoint(tmp_path / "best").network.attributes["irony"]
     for name, tensor in head.state_dict().items():
         torch.testing.assert_close(tensor, came[f"heads.irony.{name}"], rtol=0, atol=float(tensor.abs().max()) / 127)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(data: Path, tmp_path: Path) -> None:
+    wild = msgspec.structs.replace(RECIPE.text.optimisation, learning_rate=1e30, head_learning_rate=1e30)
+    with pytest.raises(RecipeError, match=r"text: the loss of step \d+ is (nan|inf); a lower learning rate"):
+        train(changed(RECIPE, "text", optimisation=wild), data=data, run=tmp_path, device="cpu")
+    assert not (tmp_path / "text" / "progress.json").exists()
 
 
 def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_path: Path) -> None:
