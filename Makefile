@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The CPU build of torch, where there is no NVIDIA GPU and its index can be reached; otherwise whatever pip finds.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
+# A thread for each of the test processes (decision 7), and no optimising compiler in a JVM that lives for seconds.
+TEST_SPEED := OMP_NUM_THREADS=1 EMOSTREAM_THREADS=1 JDK_JAVA_OPTIONS="$$JDK_JAVA_OPTIONS -XX:TieredStopAtLevel=1"
 
 .PHONY: help install demo up test check lint links types layers format schemas docs test-faults soak bench bench-lanes bench-scorer bench-features ablation clean
 
@@ -27,7 +29,7 @@ up: install ## The same stack, empty, until Ctrl-C
 	@$(BIN)/emostream up
 
 test: install check ## Checks, then every test, on the embedded broker and on Apache Kafka where there is one
-	OMP_NUM_THREADS=1 EMOSTREAM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal  # each with a thread of its own (decision 7)
+	$(TEST_SPEED) $(BIN)/pytest --numprocesses 3 --dist loadgroup
 
 test-faults: install ## Every fault at its full size, an hour or two; writes docs/guarantees.md; goes on where it was stopped
 	EMOSTREAM_FAULTS=full EMOSTREAM_FAULTS_TABLE=docs/guarantees.md $(BIN)/pytest --numprocesses 1 tests/faults

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -86,12 +86,32 @@ def _done() -> dict[str, list[list[object]]]:
     return {test: rows for code, test, rows in lines if code == _code()}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what has passed in a run at full size that did not come to its end."""
+_LONGEST = ("faults/test_gpu_worker", "faults/", "streams/test_gpu_worker", "integration/", "deploy/")
+"""Where the tests are that take longest."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Share the tests out among processes; leave out what has passed in a full-size run that did not come to its end.
+
+    With `--dist loadgroup`, tests that share a worker go to one process. Groups come first, the largest before others;
+    of single tests those that take long, so that short ones fill up the end.
+    """
+    for item in items:  # before xdist looks at the marks
+        if "one_worker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(f"a worker on {item.callspec.params['broker']}"))
+    yield
     done = _done()
     left_out = [item for item in items if item.nodeid in done]
     items[:] = [item for item in items if item.nodeid not in done]
     config.hook.pytest_deselected(items=left_out)
+    if config.getoption("loadgroup", False):  # after pytest has sorted them by broker
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.path.relative_to(ROOT / "tests").as_posix()
+    return next((turn for turn, start in enumerate(_LONGEST) if file.startswith(start)), len(_LONGEST))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

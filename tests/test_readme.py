@@ -25,6 +25,8 @@ BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<c
 BLOCKS = [(found["mark"], found["language"], found["code"]) for found in BLOCK.finditer(README)]
 BIN = Path(sys.executable).parent
 
+pytestmark = pytest.mark.xdist_group("readme")  # they share a stack
+
 
 def blocks(mark: str | None, language: str) -> list[str]:
     return [code for m, lang, code in BLOCKS if m == mark and lang == language]

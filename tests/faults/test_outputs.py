@@ -27,7 +27,10 @@ from emostream.connectors.topics import create_topics
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack
 
-pytestmark = pytest.mark.skipif(not KAFKA_SCRIPT.is_file(), reason="no Apache Kafka to start and break is at hand")
+pytestmark = [
+    pytest.mark.skipif(not KAFKA_SCRIPT.is_file(), reason="no Apache Kafka to start and break is at hand"),
+    pytest.mark.xdist_group("outputs"),  # they share it
+]
 
 
 @pytest.fixture(scope="module")

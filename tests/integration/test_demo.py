@@ -15,6 +15,8 @@ from support import running_up
 
 COMMAND = [sys.executable, "-m", "emostream.streams.cli"]
 
+pytestmark = pytest.mark.xdist_group("demo")  # they look at one run of it
+
 
 @contextlib.contextmanager
 def taken_ports() -> Iterator[None]:

@@ -44,10 +44,13 @@ from emostream.connectors.topics import create_topics, describe_topics, require_
 from emostream.streams.settings import Settings
 from emostream.streams.stack import Stack, free_port, running_redis
 
-pytestmark = pytest.mark.skipif(
-    not KAFKA_SCRIPT.is_file(),
-    reason="an Apache Kafka with TLS and users must be started, and EMOSTREAM_TEST_KAFKA is not there",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not KAFKA_SCRIPT.is_file(),
+        reason="an Apache Kafka with TLS and users must be started, and EMOSTREAM_TEST_KAFKA is not there",
+    ),
+    pytest.mark.xdist_group("security"),  # they share it
+]
 
 REDIS_RIGHTS = (
     "~tests:* resetchannels &tests:* -@all +@connection +script|load +evalsha +type +exists "
