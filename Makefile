@@ -29,7 +29,7 @@ up: install ## The same stack, empty, until Ctrl-C
 	@$(BIN)/emostream up
 
 test: install check ## Checks, then every test, on the embedded broker and on Apache Kafka where there is one
-	$(TEST_SPEED) $(BIN)/pytest --numprocesses 4 --dist loadgroup
+	$(TEST_SPEED) $(BIN)/pytest --numprocesses 3 --dist loadgroup
 
 test-faults: install ## Every fault at its full size, an hour or two; writes docs/guarantees.md; goes on where it was stopped
 	EMOSTREAM_FAULTS=full EMOSTREAM_FAULTS_TABLE=docs/guarantees.md $(BIN)/pytest --numprocesses 1 tests/faults
