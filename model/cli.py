@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from emostream.model.samples import Scored
     from emostream.model.scorer import Item
 
-_AT_ONCE, _RECORDINGS_AT_ONCE = 256, 32
-"""Texts, and recordings of up to 9 MB, that `predict` holds and scores together."""
-
 Device = Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu, cuda, cuda:1 …")]
 CheckpointFolder = Annotated[
     Path | None, typer.Option("--checkpoint", help="Checkpoint folder; the shipped model if not given.")
@@ -201,7 +198,7 @@ def predict(
     """Score texts and recordings here and now, without Kafka."""
     from emostream.model.checkpoint import SHIPPED
     from emostream.model.samples import Scored, attribute_names
-    from emostream.model.scorer import EmotionScorer
+    from emostream.model.scorer import RECORDINGS_AT_ONCE, TEXTS_AT_ONCE, EmotionScorer
 
     clips = clip or []
     if texts == ["-"] or not (texts or clips):
@@ -222,7 +219,7 @@ def predict(
     )
     failed: list[str] = []
     table = Table("what", "emotion", "confidence", "next", "further", "flags")
-    at_once = _RECORDINGS_AT_ONCE if clips else _AT_ONCE
+    at_once = RECORDINGS_AT_ONCE if clips else TEXTS_AT_ONCE
     for start in range(0, len(asked), at_once):
         readable, unread = _items(asked[start : start + at_once])
         failed += unread

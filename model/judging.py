@@ -18,18 +18,12 @@ from emostream.model.errors import AudioError, DatasetError
 from emostream.model.evaluation import Evaluation, evaluate_scores
 from emostream.model.samples import EMOTION, FUSED, LABELS, TEXT, VOICE, Scored
 from emostream.model.sampling import pair_by_label
-from emostream.model.scorer import EmotionScorer, Item
+from emostream.model.scorer import RECORDINGS_AT_ONCE, TEXTS_AT_ONCE, EmotionScorer, Item
 
 _log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """In place of a path: whichever an example has the halves for."""
-
-_AT_ONCE = 256
-"""Texts between two steps of the progress bar."""
-
-_RECORDINGS_AT_ONCE = 32
-"""Recordings that are held decoded and cut: up to 9 MB each."""
 
 _PAIRING_SEED = 7
 """Pairs of the same sets are the same ones each time."""
@@ -66,7 +60,7 @@ def judge(
     unanswered = 0
     hears = scorer.voice_width > 0
     listens = hears and path != TEXT and any(example.recording is not None for example in dataset.examples)
-    at_once = _RECORDINGS_AT_ONCE if listens else _AT_ONCE
+    at_once = RECORDINGS_AT_ONCE if listens else TEXTS_AT_ONCE
     for start in range(0, len(dataset.examples), at_once):
         examples = dataset.examples[start : start + at_once]
         asked = [(example, _item(example, path, unread, hears=hears)) for example in examples]
@@ -129,8 +123,8 @@ def _head_scores(scorer: EmotionScorer, dataset: Dataset, on_progress: OnProgres
     """Return scores_NC in the order of the data set's classes, each text answered by its own head."""
     columns = {head: _columns(scorer, head, labels) for head, labels in dataset.classes.items()}
     parts: list[Tensor] = []
-    for start in range(0, len(dataset.examples), _AT_ONCE):
-        examples = dataset.examples[start : start + _AT_ONCE]
+    for start in range(0, len(dataset.examples), TEXTS_AT_ONCE):
+        examples = dataset.examples[start : start + TEXTS_AT_ONCE]
         by_head = scorer.head_scores([example.text or "" for example in examples], columns)
         parts += [by_head[example.head][row, columns[example.head]] for row, example in enumerate(examples)]
         on_progress(start + len(examples), len(dataset.examples))

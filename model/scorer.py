@@ -52,6 +52,12 @@ _log = logging.getLogger(__name__)
 
 _WARM_UP_TEXTS = ("ok", "what a day " * 6, "nobody saw that coming " * 40)
 
+TEXTS_AT_ONCE = 256
+"""Texts that commands give to `score` together, between two steps of a progress bar."""
+
+RECORDINGS_AT_ONCE = 32
+"""Recordings, likewise: decoded and cut they take up to 9 MB each."""
+
 _LEAST_SHARE = 1 / 64
 """Of the usual size of a forward pass; below it a pass is one item long as it is, on a CPU and on CUDA."""
 

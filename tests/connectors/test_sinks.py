@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
 from answers import INGESTED, make_answer, written
 from redis import Redis
@@ -248,6 +249,14 @@ class TestRedis:
         assert redis.exists(f"{settings.redis_prefix}emotion:b")
 
 
+async def begun(settings: Settings) -> tuple[KafkaWriter, AIOKafkaProducer]:
+    """Return a writer that has written a record, and the producer that it did so with."""
+    writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
+    await writer.write([(b"a", b"value", [])])
+    assert writer._producer is not None
+    return writer, writer._producer
+
+
 class TestKafka:
     """What only Kafka does."""
 
@@ -268,10 +277,8 @@ class TestKafka:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It waits for what is known of its topic when the client closes, and nobody will tell it any more."""
-        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
-        await writer.write([(b"a", b"value", [])])
-        producer, asked = writer._producer, asyncio.Event()
-        assert producer is not None
+        writer, producer = await begun(settings)
+        asked = asyncio.Event()
 
         async def never(_topic: str) -> None:
             asked.set()
@@ -291,10 +298,7 @@ class TestKafka:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It may not know the topic yet, and aiokafka would wait for ever."""
-        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
-        await writer.write([(b"a", b"value", [])])
-        producer = writer._producer
-        assert producer is not None
+        writer, producer = await begun(settings)
         await writer._drop(producer)
         monkeypatch.setattr(producer.client, "_wait_on_metadata", lambda _topic: asyncio.Event().wait())
         async with asyncio.timeout(20):
@@ -306,10 +310,8 @@ class TestKafka:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two writes failed by one refusal let go of a producer twice; a third is confirmed by its flush."""
-        writer = KafkaWriter(topic=settings.emotions_topic, access=settings.kafka_access)
-        await writer.write([(b"a", b"value", [])])
-        producer, confirming = writer._producer, asyncio.Event()
-        assert producer is not None
+        writer, producer = await begun(settings)
+        confirming = asyncio.Event()
         send, stop = producer.send, producer.stop
 
         async def slow(*arguments: Any, **named: Any) -> Any:
