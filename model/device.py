@@ -4,6 +4,7 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 
 from emostream.model.errors import DeviceError
 
@@ -49,10 +50,20 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Return the context in which the network computes in that precision; weights stay float32."""
+    """Return the context in which the network computes in that precision, whatever its weights are held in."""
     if precision == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=precision)
+
+
+def hold_in(precision: torch.dtype, network: nn.Module) -> None:
+    """Keep matrices and kernels in the precision that `autocast` computes in, for a branch that learns no more.
+
+    What comes out is the same to the bit: `autocast` would convert them in every forward pass.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(precision)
 
 
 def precision_name(precision: torch.dtype) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from emostream.model.clip_quality import quality_flags
-from emostream.model.device import choose_device, choose_precision, is_out_of_memory, precision_name
+from emostream.model.device import choose_device, choose_precision, hold_in, is_out_of_memory, precision_name
 from emostream.model.errors import CheckpointError
 from emostream.model.features import ClipWindows, cut_windows
 from emostream.model.language import LanguageDetector
@@ -127,6 +127,9 @@ class EmotionScorer:
         self._config = checkpoint.config
         self._tokenizer = checkpoint.tokenizer
         self._network = checkpoint.network.to(chosen).eval()
+        for branch in (self._network.text, self._network.voice):
+            if branch is not None:
+                hold_in(self._compute.precision, branch)
         self._attributes = _known(attributes, checkpoint.config.attributes)
         self._language = language
         self._reading = threading.Lock()

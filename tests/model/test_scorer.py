@@ -199,6 +199,18 @@ def test_bfloat16_answers_as_float32_does(shipped_scorer: EmotionScorer, recordi
         np.testing.assert_allclose(rounded.scores, exact.scores, atol=0.06)
 
 
+def test_weights_held_in_bfloat16_change_no_score(monkeypatch: pytest.MonkeyPatch, recordings: list[Recording]) -> None:
+    checkpoint = load_checkpoint(SHIPPED)
+    held = EmotionScorer(checkpoint, language=LanguageDetector.load(), device="cpu", precision="bfloat16")
+    branches = [*checkpoint.network.text.modules(), *checkpoint.network.voice.modules()]
+    weights = [each.weight for each in branches if isinstance(each, torch.nn.Linear | torch.nn.Conv2d)]
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    monkeypatch.setattr("emostream.model.scorer.hold_in", lambda *_: None)
+    converted = EmotionScorer.load(SHIPPED, device="cpu", precision="bfloat16")
+    items = [*(Item(text=text) for text in PLAIN), *(Item(recording=recording) for recording in recordings)]
+    assert [each.scores for each in outcomes(held, items)] == [each.scores for each in outcomes(converted, items)]
+
+
 def test_a_score_that_is_no_number_is_named_not_sent() -> None:
     checkpoint = load_checkpoint(SHIPPED)
     with torch.no_grad():
