@@ -8,7 +8,7 @@ Legend: B examples of a batch, N examples, D width of a pooled text, V of a pool
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import msgspec
@@ -85,7 +85,8 @@ class FusionStage(Stage):
         sizes = [len(pool.dataset.examples) for pool in texts["train"]]
         self._text_sets = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self._text_odds = [size**recipe.sampling_power for size in sizes]
-        self._texts_by_label, self._clips_by_label = rows_by_label(self._text_labels), rows_by_label(self._voice_labels)
+        self._texts_by_label = _rows_and_odds(self._text_labels, self._text_sets, self._text_odds)
+        self._clips_by_label = rows_by_label(self._voice_labels)
         self._own_text_ND, _ = _stack([pool.text_ND for pool in own["train"]], own["train"])
         self._own_voice_NV, self._own_labels = _stack([pool.voice_NV for pool in own["train"]], own["train"])
         self._dev = [*texts["dev"], *voices["dev"], *own["dev"]]
@@ -106,15 +107,17 @@ class FusionStage(Stage):
         return math.ceil(self._recipe.examples_per_epoch / self.optimisation.batch_size)
 
     def batches(self, epoch: int) -> Iterator[_Batch]:
-        """Yield batches of texts, recordings and pairs, a third each; of texts alone where there is no voice."""
+        """Yield batches of texts, recordings and pairs; of texts alone where there is no voice."""
         chance = random.Random(self._seed + epoch)
-        part = self.optimisation.batch_size // 3
+        size = self.optimisation.batch_size
+        texts = round(size * self._recipe.text_share) if self._voice_labels else size
+        part = (size - texts) // 2
         for _ in range(self.steps_per_epoch):
             if not self._voice_labels:
-                yield _Batch(texts=self._choose_texts(chance, 3 * part))
+                yield _Batch(texts=self._choose_texts(chance, texts))
                 continue
             yield _Batch(
-                texts=self._choose_texts(chance, part),
+                texts=self._choose_texts(chance, texts),
                 clips=_choose(chance, len(self._voice_labels), part),
                 own_pairs=_choose(chance, len(self._own_labels), part) if self._own_labels else [],
                 matched_pairs=[self._match(chance) for _ in range(part)] if self._recipe.match_by_label else [],
@@ -124,12 +127,16 @@ class FusionStage(Stage):
         return [chance.choice(rows) for rows in chance.choices(self._text_sets, self._text_odds, k=count)]
 
     def _match(self, chance: random.Random) -> tuple[int, int]:
-        """Return a text and a recording of one label, which is drawn as texts have it or as recordings have it."""
+        """Return a text and a recording of one label, which is drawn as texts have it or as recordings have it.
+
+        Of data sets with such texts, one is drawn as it is for texts alone.
+        """
         labels = self._text_labels if chance.random() < 0.5 else self._voice_labels
         while True:
             named = chance.choice(labels)
             if len(named) == 1 and named[0] in self._texts_by_label and named[0] in self._clips_by_label:
-                return chance.choice(self._texts_by_label[named[0]]), chance.choice(self._clips_by_label[named[0]])
+                (rows,) = chance.choices(*self._texts_by_label[named[0]])
+                return chance.choice(rows), chance.choice(self._clips_by_label[named[0]])
 
     def forward(self, batch: _Batch) -> Tensor:
         """Return the mean loss over texts, recordings and pairs."""
@@ -246,6 +253,19 @@ def _stack(halves: Sequence[Tensor | None], pools: Sequence[Pooled]) -> tuple[Te
     vectors = [half for half in halves if half is not None]
     labels = [example.labels for pool in pools for example in pool.dataset.examples]
     return (torch.cat(vectors) if vectors else torch.empty(0, 0)), labels
+
+
+def _rows_and_odds(
+    labels: Sequence[tuple[int, ...]], sets: Sequence[Iterable[int]], odds: Sequence[float]
+) -> dict[int, tuple[list[list[int]], list[float]]]:
+    """Return, by label, the rows of each data set that has it alone, and the odds of these data sets."""
+    found: dict[int, tuple[list[list[int]], list[float]]] = {}
+    for rows, odds_of_set in zip(sets, odds, strict=True):
+        for label, named_rows in rows_by_label(labels, rows).items():
+            rows_of_label, odds_of_label = found.setdefault(label, ([], []))
+            rows_of_label.append(named_rows)
+            odds_of_label.append(odds_of_set)
+    return found
 
 
 def _balance(labels: Sequence[tuple[int, ...]]) -> Tensor:

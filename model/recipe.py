@@ -159,8 +159,9 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         optimisation: How it descends.
         head_width: Units of the dense layer.
         dropout: The paper's 0.3.
-        examples_per_epoch: Texts, recordings and pairs of an epoch, a third each.
-        sampling_power: As in the text stage, for texts alone.
+        examples_per_epoch: Texts, recordings and pairs of an epoch.
+        text_share: Share of texts alone; recordings alone and pairs share the rest alike.
+        sampling_power: As in the text stage, for texts alone and those of pairs.
         match_by_label: Pair texts and recordings of the same label where no data set has pairs of its own.
         voice_dropout: Share of a pair's voice vector that is dropped: the branch knows its own training speakers
             better than any it will meet, and the head must not trust it as much.
@@ -170,6 +171,7 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     head_width: Positive = 256
     dropout: float = 0.3
     examples_per_epoch: Positive = 60_000
+    text_share: Annotated[float, Meta(gt=0, lt=1)] = 1 / 3
     sampling_power: float = 1.0
     match_by_label: bool = True
     voice_dropout: float = 0.0

@@ -4,7 +4,7 @@ Legend: B examples of a batch, C classes.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -101,12 +101,12 @@ def pair_by_label(
     ]
 
 
-def rows_by_label(labels: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
-    """Return the rows that have exactly one label, by that label."""
+def rows_by_label(labels: Sequence[tuple[int, ...]], among: Iterable[int] | None = None) -> dict[int, list[int]]:
+    """Return the rows that have exactly one label, by that label; `among` some of them, if given."""
     rows: dict[int, list[int]] = {}
-    for row, named in enumerate(labels):
-        if len(named) == 1:
-            rows.setdefault(named[0], []).append(row)
+    for row in range(len(labels)) if among is None else among:
+        if len(labels[row]) == 1:
+            rows.setdefault(labels[row][0], []).append(row)
     return rows
 
 

@@ -9,17 +9,19 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from tiny_data import write_iemocap, write_irony, write_meld, write_ravdess
+from tiny_data import write_goemotions, write_iemocap, write_irony, write_meld, write_ravdess
 
 from emostream.model import cli, training_loop
 from emostream.model.audio import decode_recording
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.datasets import read_dataset, readers
 from emostream.model.errors import DatasetError, DeviceError, RecipeError
+from emostream.model.fusion_training import FusionStage
 from emostream.model.judging import judge
 from emostream.model.pooling import Compute
 from emostream.model.recipe import (
@@ -36,6 +38,7 @@ from emostream.model.recipe import (
 )
 from emostream.model.samples import LABELS
 from emostream.model.scorer import EmotionScorer, Item
+from emostream.model.text_training import TextStage
 from emostream.model.training import train
 from emostream.model.voice_training import VoiceStage
 
@@ -336,6 +339,27 @@ def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
     folds = [train(short, data=data, run=tmp_path / str(k), device="cpu", fold=(k, 3)) for k in range(3)]
     held = [evaluation.n for fold in folds for evaluation in fold if evaluation.task == "ravdess"]
     assert sum(held) == 6 * 9, "every recording is held out once"
+
+
+def test_texts_alone_and_of_pairs_come_from_data_sets_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
+    """A data set of 120 texts and one of 16, to be drawn alike."""
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
+    write_goemotions(tmp_path / "goemotions")
+    sets = (DatasetChoice("meld", "meld"), DatasetChoice("goemotions", "goemotions"))
+    compute = Compute(torch.device("cpu"), torch.float32)
+    text = TextStage(msgspec.structs.replace(RECIPE.text, datasets=sets), data=tmp_path, compute=compute, seed=1)
+    voice = VoiceStage(RECIPE.voice, data=tmp_path, compute=compute, seed=1)
+    recipe = msgspec.structs.replace(RECIPE.fusion, text_share=0.5, sampling_power=0.0)
+    fusion = FusionStage(recipe, text=text, voice=voice, compute=compute, seed=1)
+    batches = [batch for epoch in range(10) for batch in fusion.batches(epoch)]
+    assert {(len(batch.texts), len(batch.clips), len(batch.matched_pairs)) for batch in batches} == {(12, 6, 6)}
+    large, small = (each.examples for each in text.emotion_sets("train"))
+    labels = [LABELS[example.labels[0]] for example in (*large, *small)]
+    texts = [row >= len(large) for batch in batches for row in batch.texts]
+    paired = [(labels[row], row >= len(large)) for batch in batches for row, _ in batch.matched_pairs]
+    assert np.mean(texts) == pytest.approx(0.5, abs=0.05)
+    for label, share in (("anger", 0.5), ("joy", 0.5), ("neutral", 0.0)):  # the small set has no neutral text
+        assert np.mean([of_small for named, of_small in paired if named == label]) == pytest.approx(share, abs=0.1)
 
 
 def test_a_set_with_text_and_voice_gives_its_own_pairs(data: Path, tmp_path: Path) -> None:
