@@ -104,12 +104,14 @@ def fusion_variants(base: FusionRecipe) -> dict[str, FusionRecipe]:
     settings = base.optimisation
     return {
         "as shipped": base,
+        "data sets by size": replace(base, sampling_power=1.0),
         "data sets by the root of their size": replace(base, sampling_power=0.5),
-        "data sets alike": replace(base, sampling_power=0.0),
+        "a third texts alone": replace(base, text_share=1 / 3),
         "nothing of the voice dropped": replace(base, voice_dropout=0.0),
         "dropout 0.1": replace(base, dropout=0.1),
         "dropout 0.5": replace(base, dropout=0.5),
         "label smoothing 0.05": descending(base, label_smoothing=0.05),
+        "half the epochs": descending(base, epochs=max(1, settings.epochs // 2)),
         "twice the epochs": descending(base, epochs=2 * settings.epochs),
         "twice the rate": descending(base, head_learning_rate=2 * settings.head_learning_rate),
     }
@@ -203,7 +205,7 @@ def taken_apart(
     base: Any = getattr(recipe, stage)
     if base is None:
         raise SystemExit(f"{options.recipe} has no stage {stage}")
-    short = {"text": (2, 12_000), "voice": (6, 1_600)}.get(stage, (None, None))
+    short = {"text": (1, 32_000), "voice": (6, 1_600)}.get(stage, (None, None))
     if epochs := options.epochs or short[0]:
         base = descending(base, epochs=epochs)
     if (examples := options.examples or short[1]) and not isinstance(base, HeadRecipe):
@@ -225,8 +227,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that the recipe's data sets are relative to")
     parser.add_argument("--stage", choices=["text", "heads", "voice", "fusion"], required=True)
     parser.add_argument("--recipe", type=Path, default=SHIPPED_RECIPE, help="what is taken apart (the shipped recipe)")
-    parser.add_argument("--epochs", type=int, help="of each run (2 for text, 6 for voice, the recipe's else)")
-    parser.add_argument("--examples", type=int, help="of an epoch (12,000 texts, 1,600 recordings, else the recipe's)")
+    parser.add_argument("--epochs", type=int, help="of each run (1 for text, 6 for voice, the recipe's else)")
+    parser.add_argument("--examples", type=int, help="of an epoch (32,000 texts, 1,600 recordings, else the recipe's)")
     parser.add_argument("--seeds", type=int, default=2, help="how often the unchanged recipe is trained (2)")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED, help="whose branches heads and fusion learn over")
     parser.add_argument("--only", nargs="*", help="names of variants")

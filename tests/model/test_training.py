@@ -341,6 +341,31 @@ def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
     assert sum(held) == 6 * 9, "every recording is held out once"
 
 
+def test_many_long_texts_are_computed_in_parts_and_learned_as_one(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = TextStage(RECIPE.text, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1)
+    stage.eval()  # dropout falls differently on parts
+    batch = next(stage.batches(0))
+    widths: list[int] = []
+    stage.branch.register_forward_pre_hook(lambda _, args: widths.append(len(args[0])))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        widths.clear()
+        stage.zero_grad()
+        stage(batch).backward()
+        return {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
+
+    whole, rows_at_once = gradients(), max(widths)
+    monkeypatch.setattr(
+        "emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 3 * max(len(row.ids) for row, _ in batch)}
+    )
+    parted = gradients()
+    assert (rows_at_once, max(widths)) == (len(batch), 3)
+    assert sum(widths) == 2 * len(batch), "each text forward twice"
+    assert parted.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parted[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_texts_alone_and_of_pairs_come_from_data_sets_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
     """A data set of 120 texts and one of 16, to be drawn alike."""
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
