@@ -59,7 +59,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 def hold_in(precision: torch.dtype, network: nn.Module) -> None:
     """Keep matrices and kernels in the precision that `autocast` computes in, for a branch that learns no more.
 
-    What comes out is the same to the bit: `autocast` would convert them in every forward pass.
+    `autocast` would convert them in every forward pass. On a CPU what comes out is the same to the bit.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -103,7 +103,7 @@ class EmotionScorer:
     """Scores with one checkpoint on one device.
 
     Args:
-        checkpoint: The trained model.
+        checkpoint: The trained model. The scorer takes its network over, onto its device and into its precision.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         precision: `auto`, `float32` or `bfloat16`.
         attributes: Heads whose answers come along; none named takes those of `ATTRIBUTES` that the checkpoint has.

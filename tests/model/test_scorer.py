@@ -208,7 +208,8 @@ def test_weights_held_in_bfloat16_change_no_score(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("emostream.model.scorer.hold_in", lambda *_: None)
     converted = EmotionScorer.load(SHIPPED, device="cpu", precision="bfloat16")
     items = [*(Item(text=text) for text in PLAIN), *(Item(recording=recording) for recording in recordings)]
-    assert [each.scores for each in outcomes(held, items)] == [each.scores for each in outcomes(converted, items)]
+    for one, other in zip(outcomes(held, items), outcomes(converted, items), strict=True):
+        assert (one.scores, one.attributes) == (other.scores, other.attributes)
 
 
 def test_a_score_that_is_no_number_is_named_not_sent() -> None:

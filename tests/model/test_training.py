@@ -366,6 +366,23 @@ def test_many_long_texts_are_computed_in_parts_and_learned_as_one(data: Path, mo
         torch.testing.assert_close(parted[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_dropout_is_the_same_when_parts_are_computed_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = TextStage(RECIPE.text, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1)
+    batch = next(stage.batches(0))
+    monkeypatch.setattr("emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 1})
+
+    def gradients() -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        stage.zero_grad()
+        stage(batch).backward()
+        return {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
+
+    again = gradients()
+    monkeypatch.setattr("emostream.model.text_training.checkpoint", lambda branch, part, **_: branch(part))
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
 def test_texts_alone_and_of_pairs_come_from_data_sets_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
     """A data set of 120 texts and one of 16, to be drawn alike."""
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
