@@ -160,8 +160,8 @@ class FusionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         head_width: Units of the dense layer.
         dropout: The paper's 0.3.
         examples_per_epoch: Texts, recordings and pairs of an epoch.
-        text_share: Share of texts alone; recordings alone and pairs share the rest alike. Where there are both a set's own
-            pairs and matched ones, there are as many of each.
+        text_share: Share of texts alone; recordings alone and pairs share the rest alike. Where there are both a set's
+            own pairs and matched ones, there are as many of each.
         sampling_power: As in the text stage, for texts alone and those of pairs.
         match_by_label: Pair texts and recordings of the same label where no data set has pairs of its own.
         voice_dropout: Share of a pair's voice vector that is dropped: the branch knows its own training speakers

@@ -30,7 +30,8 @@ from emostream.model.training_loop import Stage
 
 _MOST_KEPT_TOKENS = {"cpu": 6144, "cuda": 65_536}
 """Padded tokens of a batch whose activations are kept for the way back. 96 tweets have some 2,300, the longest 96 of an
-epoch up to 24,576: kept, they took 8.2 GB on a CPU, computed again in parts 3.8, and up to a quarter more time. CUDA's is not measured."""
+epoch up to 24,576: kept, they took 8.2 GB on a CPU, computed again in parts 3.8, and up to a quarter more time. CUDA's
+is not measured."""
 
 
 class Row(msgspec.Struct, frozen=True):
