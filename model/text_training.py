@@ -143,7 +143,8 @@ class TextStage(Stage):
         rows = max(1, _MOST_KEPT_TOKENS[self._compute.device.type] // ids_BT.shape[1])
         if len(ids_BT) <= rows:
             return self.branch(ids_BT)  # type: ignore[no-any-return]
-        return torch.cat([checkpoint(self.branch, part, use_reentrant=False) for part in ids_BT.split(rows)])
+        parts = torch.split(ids_BT, rows)
+        return torch.cat([checkpoint(self.branch, part, use_reentrant=False) for part in parts])
 
     def _targets(self, batch: Sequence[tuple[Row, int]]) -> dict[str, Tensor]:
         """Return weighted targets_BC per head; rows of other heads are zero and cost nothing."""
