@@ -110,12 +110,11 @@ class FusionStage(Stage):
         """Yield batches of texts, recordings and pairs; of texts alone where there is no voice."""
         chance = random.Random(self._seed + epoch)
         size = self.optimisation.batch_size
-        texts = max(1, round(size * self._recipe.text_share)) if self._voice_labels else size
-        part = max(1, (size - texts) // 2)
+        texts, part = size, 0
+        if self._voice_labels:
+            texts = max(1, round(size * self._recipe.text_share))
+            part = max(1, (size - texts) // 2)
         for _ in range(self.steps_per_epoch):
-            if not self._voice_labels:
-                yield _Batch(texts=self._choose_texts(chance, texts))
-                continue
             yield _Batch(
                 texts=self._choose_texts(chance, texts),
                 clips=_choose(chance, len(self._voice_labels), part),

@@ -140,7 +140,7 @@ class TextStage(Stage):
 
     def _pool_batch(self, ids_BT: Tensor) -> Tensor:
         """Return pooled_BD; of many long texts in parts, whose activations are computed again on the way back."""
-        rows = max(1, _MOST_KEPT_TOKENS[self._compute.device.type] // ids_BT.shape[1])
+        rows = max(1, self._compute.most(_MOST_KEPT_TOKENS) // ids_BT.shape[1])
         if len(ids_BT) <= rows:
             return self.branch(ids_BT)  # type: ignore[no-any-return]
         parts = torch.split(ids_BT, rows)

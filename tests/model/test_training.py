@@ -341,46 +341,51 @@ def test_folds_hold_out_speakers(data: Path, tmp_path: Path) -> None:
     assert sum(held) == 6 * 9, "every recording is held out once"
 
 
-def test_many_long_texts_are_computed_in_parts_and_learned_as_one(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = TextStage(RECIPE.text, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1)
-    stage.eval()  # dropout falls differently on parts
-    batch = next(stage.batches(0))
-    widths: list[int] = []
-    stage.branch.register_forward_pre_hook(lambda _, args: widths.append(len(args[0])))
-
-    def gradients() -> dict[str, torch.Tensor]:
-        widths.clear()
-        stage.zero_grad()
-        stage(batch).backward()
-        return {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
-
-    whole, rows_at_once = gradients(), max(widths)
-    monkeypatch.setattr(
-        "emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 3 * max(len(row.ids) for row, _ in batch)}
-    )
-    parted = gradients()
-    assert (rows_at_once, max(widths)) == (len(batch), 3)
-    assert sum(widths) == 2 * len(batch), "each text forward twice"
-    assert parted.keys() == whole.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parted[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+def gradients(stage: TextStage) -> dict[str, torch.Tensor]:
+    """Return what the first batch says of each parameter, with the same dropout each time."""
+    torch.manual_seed(3)
+    stage.zero_grad()
+    stage(next(stage.batches(0))).backward()
+    return {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
 
 
-def test_dropout_is_the_same_when_parts_are_computed_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = TextStage(RECIPE.text, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1)
-    batch = next(stage.batches(0))
+def assert_alike(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, rtol: float, atol: float
+) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=rtol, atol=atol, msg=name)
+
+
+@pytest.fixture
+def text_stage(data: Path) -> TextStage:
+    return TextStage(RECIPE.text, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1)
+
+
+def test_many_long_texts_are_computed_in_parts_and_learned_as_one(
+    text_stage: TextStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_stage.eval()  # dropout falls differently on parts
+    batch = next(text_stage.batches(0))
+    rows: list[int] = []
+    text_stage.branch.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    whole = gradients(text_stage)
+    assert rows == [len(batch)]
+    longest = max(len(row.ids) for row, _ in batch)
+    monkeypatch.setattr("emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 3 * longest})
+    parted = gradients(text_stage)
+    assert max(rows[1:]) == 3
+    assert sum(rows[1:]) == 2 * len(batch), "each text forward twice"
+    assert_alike(parted, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_the_same_when_parts_are_computed_again(
+    text_stage: TextStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 1})
-
-    def gradients() -> dict[str, torch.Tensor]:
-        torch.manual_seed(3)
-        stage.zero_grad()
-        stage(batch).backward()
-        return {name: each.grad for name, each in stage.named_parameters() if each.grad is not None}
-
-    again = gradients()
+    again = gradients(text_stage)
     monkeypatch.setattr("emostream.model.text_training.checkpoint", lambda branch, part, **_: branch(part))
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+    assert_alike(again, gradients(text_stage), rtol=1e-5, atol=1e-7)
 
 
 def test_texts_alone_and_of_pairs_come_from_data_sets_as_the_recipe_says(data: Path, tmp_path: Path) -> None:
