@@ -9,7 +9,7 @@ Nothing in it is unpickled: loading a checkpoint runs no code from it.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from emostream.model.errors import CheckpointError
 from emostream.model.network import FusedEmotionModel, FusionHead, TextBranch, VoiceBranch, build_heads
 from emostream.model.normalise import Normalisation
 from emostream.model.quantise import quantise_rows, widen_rows
+from emostream.model.samples import FUSED, TEXT, VOICE
 from emostream.model.tokenise import TextTokenizer, TokenLayout
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -32,7 +33,7 @@ _CONFIG, _TOKENIZER, _WEIGHTS = "config.json", "tokenizer.json", "model.safetens
 class VoiceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the voice branch is built from."""
 
-    variant: str
+    variant: Literal["mel", "chroma", "both"]
     width_multiplier: float
 
 
@@ -126,10 +127,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         config = msgspec.json.decode(text, type=CheckpointConfig)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
+    asked = {*config.attributes, *((TEXT,) if config.voice is None else (TEXT, VOICE, FUSED))}
+    if unfitted := sorted(asked - config.temperatures.keys()):
+        raise CheckpointError(f"{folder / _CONFIG} has no temperature for {', '.join(unfitted)}")
     network = build_network(config)
     try:
         network.load_state_dict(widen_rows(load_file(folder / _WEIGHTS)))
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder / _WEIGHTS} does not fit its config.json: {error}") from error
-    tokenizer = TextTokenizer.load(folder / _TOKENIZER, normalisation=config.normalisation, layout=config.layout)
+    try:
+        tokenizer = TextTokenizer.load(folder / _TOKENIZER, normalisation=config.normalisation, layout=config.layout)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise CheckpointError(f"{folder / _TOKENIZER}: {error}") from error
     return Checkpoint(config=config, network=network.eval(), tokenizer=tokenizer)

@@ -1,6 +1,8 @@
 """`emostream train`, `evaluate` and `predict`. Mounted by `streams.cli`; torch is imported only inside the commands."""
 
+import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -29,19 +31,20 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder that the recipe's data sets, encoder and weights lie under.")],
     out: Annotated[Path, typer.Option(help="Folder of this run; an interrupted run in it is gone on with.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="TOML recipe; the shipped model's own recipe if not given.")
-    ] = None,
+        Path,
+        typer.Option(help="TOML recipe, or the name of one that comes with emostream: emostream, permissive, iemocap."),
+    ] = Path("emostream"),
     device: Annotated[str | None, typer.Option(help="In place of the recipe's: auto, cpu, cuda, cuda:1 …")] = None,
     folds: Annotated[
         int, typer.Option(min=0, help="Cross-validate: divide speakers or sessions into so many folds, train each.")
     ] = 0,
 ) -> None:
-    """Train a model by a recipe: text, then voice, then both together.
+    """Train a model by a recipe: text, then heads over it, then voice, then both together.
 
     The checkpoint is OUT/best, its figures are in OUT/figures, each stage's log, curve and state in a folder of its
     own. With several GPUs: torchrun --nproc-per-node N --no-python emostream train …
     """
-    from emostream.model.recipe import SHIPPED_RECIPE, read_recipe
+    from emostream.model.recipe import find_recipe, read_recipe
     from emostream.model.report import print_evaluation, write_cross_validation
     from emostream.model.training import train as run_training
     from emostream.model.training_loop import processes
@@ -52,7 +55,7 @@ def train(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )  # fmt: skip
-    settings = read_recipe(recipe or SHIPPED_RECIPE)
+    settings = read_recipe(find_recipe(recipe))
     results: list[tuple[Evaluation, ...]] = []
     with Progress(*columns, console=Console(stderr=True), disable=processes()[0] != 0) as bar:
         task = bar.add_task("reading data and encoder", total=None, loss=float("nan"))
@@ -129,11 +132,12 @@ def evaluate(
     from emostream.model.report import print_evaluation, tweeteval_overall, write_reports
     from emostream.model.samples import FUSED, TEXT, VOICE
     from emostream.model.scorer import EmotionScorer
+    from emostream.model.training import check_fold
 
     if path not in ("auto", "text", "voice", "fused"):
         raise typer.BadParameter(f"{path!r}; there are auto, text, voice and fused", param_hint="--path")
-    if out is not None and out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"{out} is a file; a folder is needed", param_hint="--out")
+    if out is not None:
+        _make_folder(out)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     spoken, _, folder = voices.partition("=")
     if voices and (not folder or fold or path != "auto" or task == "tweeteval"):
@@ -147,6 +151,7 @@ def evaluate(
                 "the shipped model was not trained by folds; name a --checkpoint", param_hint="--fold"
             )
         number, folds = map(int, place.groups())
+        check_fold(checkpoint, (number - 1, folds))
         asked = [(read_fold(name, data, fold=(number - 1, folds)), path) for name in names]
     else:
         raise typer.BadParameter(f"{fold!r}; K/N is needed, from 1/N to N/N", param_hint="--fold")
@@ -168,8 +173,6 @@ def evaluate(
                 bar.update(row, completed=done)
 
             results.append(judge(scorer, dataset, path=each, on_progress=on_progress))
-    if out is not None:
-        write_reports(results, out)
     if as_json:
         sys.stdout.write(msgspec.json.encode(results if len(results) > 1 else results[0]).decode() + "\n")
     else:
@@ -178,10 +181,22 @@ def evaluate(
             print_evaluation(console, result)
     if overall := tweeteval_overall(results):
         (sys.stderr if as_json else sys.stdout).write(f"{overall}\n")
+    if out is not None:
+        write_reports(results, out)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the reports now: that it cannot be made should not be found out when all is judged."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder} cannot be a folder: {error.strerror}", param_hint="--out") from error
 
 
 def predict(
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts to score; - reads one per line.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to score; - reads one per line, blank ones left out.")
+    ] = None,
     clip: Annotated[
         list[Path] | None, typer.Option(help="Recording to score (WAV, FLAC, Ogg, MP3, M4A, WebM).")
     ] = None,
@@ -202,7 +217,8 @@ def predict(
 
     clips = clip or []
     if texts == ["-"] or not (texts or clips):
-        texts = sys.stdin.buffer.read().decode(errors="replace").splitlines()
+        given_lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="replace")
+        texts = [line.rstrip("\n") for line in given_lines]
     # What the shell hands over may hold bytes that are no UTF-8; they come as lone surrogates.
     given = [text.encode(errors="replace").decode() for text in texts or () if text.strip()]
     if not given and not clips:
@@ -226,7 +242,7 @@ def predict(
         outcomes = scorer.score([item for _, item in readable]).outcomes
         for (text, file), outcome in zip((question for question, _ in readable), outcomes, strict=True):
             if not isinstance(outcome, Scored):
-                failed.append(f"{text or file}: {outcome.reason}: {outcome.error}")
+                failed.append(f"{text or _shown(file)}: {outcome.reason}: {outcome.error}")
             elif as_json:
                 sys.stdout.write(_json_line(text, file, outcome) + "\n")
             else:
@@ -254,9 +270,9 @@ def _items(questions: Sequence[_Question]) -> "tuple[list[tuple[_Question, Item]
         try:
             items.append(((text, file), Item(text=text, recording=decode_recording(file) if file else None)))
         except AudioError as error:
-            failed.append(f"{file}: {error.reason}: {error}")
+            failed.append(f"{_shown(file)}: {error.reason}: {error}")
         except OSError as error:
-            failed.append(f"{file}: {error.strerror}")
+            failed.append(f"{_shown(file)}: {error.strerror}")
     return items, failed
 
 
@@ -270,7 +286,7 @@ def _json_line(text: str | None, file: Path | None, outcome: "Scored") -> str:
     ranked = _ranked(outcome)
     line = {
         **({"text": text} if text is not None else {}),
-        **({"clip": str(file)} if file is not None else {}),
+        **({"clip": _shown(file)} if file is not None else {}),
         "emotion": ranked[0][1],
         "scores": {label: round(score, 6) for score, label in ranked},
         "modalities": outcome.modalities,
@@ -280,12 +296,17 @@ def _json_line(text: str | None, file: Path | None, outcome: "Scored") -> str:
     return msgspec.json.encode(line).decode()
 
 
+def _shown(file: Path | None) -> str:
+    """Return a file's name as text; bytes that are no UTF-8 come as lone surrogates, which nothing can print."""
+    return os.fsencode(file).decode(errors="replace") if file is not None else ""
+
+
 def _table_row(text: str | None, file: Path | None, outcome: "Scored") -> list[RenderableType]:
     ranked = _ranked(outcome)
     # What is not there goes without saying; --json says it, with confidences.
     labels = (answer.label for answer in outcome.attributes.values())
     further = ", ".join(label for label in labels if not label.startswith(("not-", "non_", "none")))
-    what = " + ".join(filter(None, (text, file.name if file else None)))
+    what = " + ".join(filter(None, (text, _shown(Path(file.name)) if file else None)))
     return [
         Text(what), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}", further,
         ", ".join(outcome.flags),

@@ -47,6 +47,8 @@ TWEET_EMOTION = "tweet_emotion"
 
 SPLITS = ("train", "dev", "test")
 
+_UNDIVIDED = "has no speakers, sessions or dialogues to be divided into folds by"
+
 PAIRS = "pairs"
 """Name under which figures of texts and recordings that were matched by label are reported."""
 
@@ -70,12 +72,21 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dataset(msgspec.Struct, frozen=True):
-    """One split of one data set; `classes` names the classes of each head that its labels speak of."""
+    """One split of one data set.
+
+    Attributes:
+        name: As recipes call it.
+        split: The published one, or which fold it is.
+        classes: The classes of each head that its labels speak of.
+        examples: In the order of the files.
+        is_fold: Whether it is one of the folds that the data set was divided into.
+    """
 
     name: str
     split: str
     classes: dict[str, tuple[str, ...]]
     examples: tuple[Example, ...]
+    is_fold: bool = False
 
     @property
     def texts(self) -> list[str]:
@@ -147,7 +158,8 @@ def _read_both(name: str, folder: Path, fold: tuple[int, int] | None) -> tuple[D
         once = {example.recording or number: example for number, example in enumerate(everything)}
         train_part, dev_part = divide(list(once.values()), fold=fold[0], folds=fold[1])
         learned = msgspec.structs.replace(learned, examples=train_part)
-        held = msgspec.structs.replace(held, examples=dev_part)
+        split = f"fold {fold[0] + 1} of {fold[1]}"
+        held = msgspec.structs.replace(held, examples=dev_part, split=split, is_fold=True)
     return learned, held
 
 
@@ -158,9 +170,19 @@ def read_fold(name: str, folder: Path, *, fold: tuple[int, int]) -> Dataset:
         DatasetError: There is no such fold, or nothing that the data set could be divided by.
     """
     _, held = _read_both(name, folder, fold)
-    if not all(example.group for example in held.examples):
-        raise DatasetError(f"{name} has no speakers, sessions or dialogues to be divided into folds by")
-    return msgspec.structs.replace(held, split=f"fold {fold[0] + 1} of {fold[1]}")
+    if not held.is_fold:
+        raise DatasetError(f"{name} {_UNDIVIDED}")
+    return held
+
+
+def require_folds(judging: Sequence[Dataset]) -> None:
+    """Find out whether any of what judges was divided.
+
+    Raises:
+        DatasetError: None was: every fold would learn from the same, and be judged by the same.
+    """
+    if not any(dataset.is_fold for dataset in judging):
+        raise DatasetError(f"{', '.join(dataset.name for dataset in judging)}: each {_UNDIVIDED}")
 
 
 def _without_twins(learned: Dataset, held: Dataset) -> Dataset:

@@ -16,14 +16,16 @@ _NO_MEMORY = (
 )
 """What CPUs, CUDA's driver and its libraries say of it."""
 
+_KINDS = ("cpu", "cuda")
+
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(wish: str) -> torch.device:
-    """Return the device for a wish: `auto` takes CUDA when there is one, anything else is torch's own name.
+    """Return the device for a wish: `auto` takes CUDA when there is one, `cpu`, `cuda` and `cuda:1` are torch's names.
 
     Raises:
-        DeviceError: There is no such device here.
+        DeviceError: There is no such device here, or it is of a kind that emostream does not run on.
     """
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,6 +34,8 @@ def choose_device(wish: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch says both, of an unknown name and of a missing device
         raise DeviceError(f"device {wish!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type not in _KINDS:
+        raise DeviceError(f"device {wish!r} cannot be used: emostream runs on {' and '.join(_KINDS)}")
     return device
 
 

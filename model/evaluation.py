@@ -50,8 +50,8 @@ class Evaluation(msgspec.Struct, frozen=True):
         n: Examples that the figures rest on: those with exactly one label.
         n_ambiguous: Examples whose raters named several labels; they count in `official` only.
         accuracy: Share of right answers.
-        macro_f1: Mean F1 over the classes that have examples.
-        uar: Unweighted average recall, over the same.
+        macro_f1: Mean F1 over the classes that have examples or are answered, as scikit-learn takes it.
+        uar: Unweighted average recall, over the classes that have examples.
         wa: Weighted accuracy: recall of each class weighted by its share of the examples.
         ece: Expected calibration error of the highest score, 15 bins.
         ece_by_chance: What it would be on average if the scores were calibrated perfectly: bins of few examples are
@@ -62,6 +62,7 @@ class Evaluation(msgspec.Struct, frozen=True):
         labels: The classes.
         modalities: What the answers rest on.
         n_unread: Examples left out because their recording cannot be read, or because they have no answer.
+        is_fold: Whether the split is one of the folds that the data set was divided into.
     """
 
     task: str
@@ -80,6 +81,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     modalities: tuple[str, ...] = ("text",)
     n_unread: int = 0
     ece_by_chance: float = 0.0
+    is_fold: bool = False
 
 
 def evaluate_scores(
@@ -129,6 +131,7 @@ def evaluate_scores(
         confusion=confusion_matrix(truth_N, answer_N, labels=classes).tolist(),
         labels=labels,
         modalities=modalities,
+        is_fold=dataset.is_fold,
     )
 
 

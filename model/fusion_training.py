@@ -244,7 +244,9 @@ def _matched_pairs(texts: Sequence[Pooled], clips: Sequence[Pooled], *, seed: in
     pairs = pair_by_label(text_labels, voice_labels, seed=seed)
     rows, recordings = (list(side) for side in zip(*pairs, strict=True))
     examples = tuple(Example(labels=labels) for labels in _of(voice_labels, recordings))
-    return Pooled(Dataset(PAIRS, "dev", {EMOTION: LABELS}, examples), text_ND[rows], voice_NV[recordings])
+    spoken = clips[0].dataset
+    dataset = Dataset(PAIRS, spoken.split, {EMOTION: LABELS}, examples, is_fold=spoken.is_fold)
+    return Pooled(dataset, text_ND[rows], voice_NV[recordings])
 
 
 def _stack(halves: Sequence[Tensor | None], pools: Sequence[Pooled]) -> tuple[Tensor, list[tuple[int, ...]]]:

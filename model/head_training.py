@@ -98,9 +98,12 @@ def check_heads(recipe: HeadRecipe, *, text: TextStage) -> None:
     """Find out early whether the heads stage can do what it is to.
 
     Raises:
-        RecipeError: A data set named is none of the text stage's, or has several heads.
+        RecipeError: A data set named is none of the text stage's, has several heads, or is not judged.
     """
     fit = {dataset.name for dataset in text.sets("train") if len(dataset.classes) == 1}
+    judged = {dataset.name for dataset in text.sets("dev")}
     for name in recipe.datasets:
         if name not in fit:
             raise RecipeError(f"heads: {name!r} is none of the text stage's data sets with one head each")
+        if name not in judged:
+            raise RecipeError(f"heads: {name!r} is not judged: nothing to choose the best epoch by")

@@ -82,7 +82,7 @@ def judge(
         )  # fmt: skip
     if not kept:
         raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} can take the path {path!r}")
-    judged = Dataset(dataset.name, dataset.split, dataset.classes, tuple(kept))
+    judged = msgspec.structs.replace(dataset, examples=tuple(kept))
     order = tuple(name for name in ("text", "voice") if name in modalities)
     evaluation = evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
     return msgspec.structs.replace(evaluation, n_unread=len(unread) - saved + unanswered)

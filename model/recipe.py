@@ -11,8 +11,7 @@ from emostream.model.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 SHIPPED_RECIPE = RECIPES / "emostream.toml"
-"""The recipe that the shipped checkpoint was trained with."""
-
+"""The recipe of the shipped checkpoint; its card says what of it was made at another time."""
 
 Positive = Annotated[int, Meta(gt=0)]
 Rate = Annotated[float, Meta(gt=0)]
@@ -25,7 +24,8 @@ class DatasetChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: Which reader (`datasets.readers`).
         folder: Its folder, relative to `--data`.
         class_weight_power: Classes weigh (1 / frequency) ** power in the loss; 0 is no weighting.
-        judged: Whether its dev split judges the epochs and fits the temperature.
+        judged: Whether its dev split judges the epochs, and fits the temperatures of paths; each head's own temperature
+            is fitted in any case.
         emphasis: Multiplies how often its examples are drawn, beside those of the others.
     """
 
@@ -204,6 +204,12 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     seed: int = 7
 
 
+def find_recipe(name: Path) -> Path:
+    """Return the file of a recipe: the one named, or where there is none, the one that ships under this bare name."""
+    shipped = RECIPES / f"{name}.toml"
+    return shipped if name.name == str(name) and shipped.is_file() and not name.is_file() else name
+
+
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe.
 
@@ -215,5 +221,5 @@ def read_recipe(file: Path) -> Recipe:
             return msgspec.convert(tomllib.load(source), Recipe)
     except OSError as error:
         raise RecipeError(f"recipe {file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise RecipeError(f"recipe {file}: {error}") from error

@@ -44,6 +44,10 @@ _FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
     "macro-F1": lambda evaluation: evaluation.macro_f1,
     "ECE": lambda evaluation: evaluation.ece,
 }
+_FOLD_FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
+    **_FIGURES,
+    "official": lambda evaluation: evaluation.official.value,
+}
 
 _LEGEND = (
     "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
@@ -121,7 +125,9 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
 
 
 def write_cross_validation(folds: "Sequence[Sequence[Evaluation]]", folder: Path) -> str:
-    """Write `cross-validation.md` and `cross-validation.json`: each task's folds beside each other and all together.
+    """Write each task's folds beside each other and all together: `cross-validation.md` and `cross-validation.json`.
+
+    The confusion matrix of all folds of a task is written as CSV and PNG, too, under a name as `write_reports` gives.
 
     Args:
         folds: The evaluations of each fold, in the same order of tasks.
@@ -136,56 +142,89 @@ def write_cross_validation(folds: "Sequence[Sequence[Evaluation]]", folder: Path
     by_task = [list(of_one_task) for of_one_task in zip(*folds, strict=True)]
     markdown = "\n".join([*map(cross_validation_table, by_task), _CROSS_VALIDATED])
     as_json = [_cross_validation_values(evaluations) for evaluations in by_task]
+    together = [_all_folds(evaluations) for evaluations in by_task if evaluations[0].is_fold]
+    for stem, evaluation in zip(_stems(together), together, strict=True):
+        (folder / f"{stem}.csv").write_text(confusion_csv(evaluation), "utf-8")
+        save_confusion_png(evaluation, folder / f"{stem}.png")
     (folder / "cross-validation.md").write_text(markdown, encoding="utf-8")
     (folder / "cross-validation.json").write_bytes(msgspec.json.format(msgspec.json.encode(as_json), indent=2) + b"\n")
     return markdown
 
 
 def _cross_validation_values(evaluations: "Sequence[Evaluation]") -> dict[str, object]:
-    first, confusion = evaluations[0], pooled_confusion(evaluations)
-    names = ("precision", "recall", "f1", "support")
-    return {
+    first = evaluations[0]
+    values = {
         "task": first.task,
         "split": first.split,
         "modalities": first.modalities,
         "labels": first.labels,
-        "mean": {name: statistics.fmean(map(figure, evaluations)) for name, figure in _FIGURES.items()},
-        "per_class": {
-            label: dict(zip(names, row, strict=True))
-            for label, row in zip(first.labels, _pooled_classes(confusion), strict=True)
-        },
-        "confusion": confusion,
+        "official": first.official.name,
+        "divided": first.is_fold,
+        "mean": {name: statistics.fmean(map(figure, evaluations)) for name, figure in _FOLD_FIGURES.items()},
+        "sd": {name: _deviation(map(figure, evaluations)) for name, figure in _FOLD_FIGURES.items()},
         "folds": evaluations,
     }
+    if first.is_fold:
+        together = _all_folds(evaluations)
+        names = ("precision", "recall", "f1", "support")
+        values["split"] = together.split
+        values["per_class"] = {
+            label: dict(zip(names, row, strict=True))
+            for label, row in zip(first.labels, _pooled_classes(together.confusion), strict=True)
+        }
+        values["confusion"] = together.confusion
+    return values
 
 
 def cross_validation_table(evaluations: "Sequence[Evaluation]") -> str:
     """Return Markdown for the folds of one task: a row per fold, mean ± sample standard deviation, all folds together.
 
+    A data set that could not be divided judges each fold's model by the same examples, which are counted once.
+
+    Raises:
+        ValueError: There is no fold, or the folds' classes differ.
+    """
+    together = _all_folds(evaluations)
+    rows = [
+        [str(fold), str(evaluation.n), *(f"{figure(evaluation):.4f}" for figure in _FOLD_FIGURES.values())]
+        for fold, evaluation in enumerate(evaluations, start=1)
+    ]
+    means = (_mean_and_deviation(map(figure, evaluations)) for figure in _FOLD_FIGURES.values())
+    rows.append(["mean ± SD", str(together.n), *means])
+    parts = [
+        f"## {_escape(heading(together))}",
+        _markdown_table(["fold", "n", *_FOLD_FIGURES], rows, text_columns=(0,)),
+        f"Official metric: {_escape(together.official.name)}.",
+    ]
+    if not together.is_fold:
+        return "\n\n".join((*parts, "Not divided: the same examples judge the model of each fold.\n"))
+    classes = [
+        [label, *(f"{value:.3f}" for value in figures), str(support)]
+        for label, (*figures, support) in zip(together.labels, _pooled_classes(together.confusion), strict=True)
+    ]
+    right = sum(row[number] for number, row in enumerate(together.confusion))
+    parts += [
+        f"All folds together: {right} of {together.n} right ({together.accuracy:.4f}).",
+        _markdown_table(_CLASS_HEAD, classes, text_columns=(0,)),
+        _markdown_confusion(together.labels, together.confusion) + "\n",
+    ]
+    return "\n\n".join(parts)
+
+
+def _all_folds(evaluations: "Sequence[Evaluation]") -> "Evaluation":
+    """Return the first fold's evaluation with split, examples, accuracy and confusion of all, or as it is if undivided.
+
     Raises:
         ValueError: There is no fold, or the folds' classes differ.
     """
     confusion = pooled_confusion(evaluations)
-    rows = [
-        [str(fold), str(evaluation.n), *(f"{figure(evaluation):.4f}" for figure in _FIGURES.values())]
-        for fold, evaluation in enumerate(evaluations, start=1)
-    ]
+    first = evaluations[0]
+    if not first.is_fold:
+        return first
     total = sum(map(sum, confusion))
-    rows.append(["mean ± SD", str(total), *(_mean_and_deviation(map(f, evaluations)) for f in _FIGURES.values())])
     right = sum(row[number] for number, row in enumerate(confusion))
-    labels = evaluations[0].labels
-    classes = [
-        [label, *(f"{value:.3f}" for value in figures), str(support)]
-        for label, (*figures, support) in zip(labels, _pooled_classes(confusion), strict=True)
-    ]
-    return "\n\n".join(
-        (
-            f"## {_escape(heading(evaluations[0]))}",
-            _markdown_table(["fold", "n", *_FIGURES], rows, text_columns=(0,)),
-            f"All folds together: {right} of {total} right ({right / max(total, 1):.4f}).",
-            _markdown_table(_CLASS_HEAD, classes, text_columns=(0,)),
-            _markdown_confusion(labels, confusion) + "\n",
-        )
+    return msgspec.structs.replace(
+        first, split=f"{len(evaluations)} folds", n=total, accuracy=right / max(total, 1), confusion=confusion
     )
 
 
@@ -318,4 +357,10 @@ def _escape(text: str) -> str:
 def _mean_and_deviation(values: Iterable[float]) -> str:
     figures = list(values)
     mean = f"{statistics.fmean(figures):.4f}"
-    return f"{mean} ± {statistics.stdev(figures):.4f}" if len(figures) > 1 else mean
+    return f"{mean} ± {_deviation(figures):.4f}" if len(figures) > 1 else mean
+
+
+def _deviation(values: Iterable[float]) -> float:
+    """Return the sample standard deviation; 0 of one value."""
+    figures = list(values)
+    return statistics.stdev(figures) if len(figures) > 1 else 0.0

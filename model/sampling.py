@@ -23,7 +23,7 @@ _TEXTS_PER_RECORDING = 5
 def read_choices(
     choices: Sequence[DatasetChoice], *, data: Path, fold: tuple[int, int] | None
 ) -> tuple[list[Dataset], list[Dataset]]:
-    """Read a recipe's data sets: what is learned from, one each, and what judges, of those that are to judge.
+    """Read a recipe's data sets: of each what is learned from, and what is held out.
 
     Args:
         choices: The data sets.
@@ -40,8 +40,12 @@ def read_choices(
     splits = [
         read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None) for choice in choices
     ]
-    judging = [held for (_, held), choice in zip(splits, choices, strict=True) if choice.judged]
-    return [learned for learned, _ in splits], judging
+    return [learned for learned, _ in splits], [held for _, held in splits]
+
+
+def judging(held: Sequence[Dataset], choices: Sequence[DatasetChoice]) -> list[Dataset]:
+    """Return what is held out of those data sets that are to judge."""
+    return [dataset for dataset, choice in zip(held, choices, strict=True) if choice.judged]
 
 
 def shares(sizes: Sequence[int], choices: Sequence[DatasetChoice], *, total: int, power: float) -> list[int]:

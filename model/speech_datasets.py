@@ -318,7 +318,16 @@ def _labelled(folder: Path, label: Callable[[Path], Example | None], *, expected
 
 
 def _recordings_under(folder: Path) -> list[Path]:
-    return sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names if _is_recording(name))
+    """Return them sorted by path; folders that are links are searched, each place once."""
+    found: list[Path] = []
+    searched: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        found += [Path(place, name) for name in names if _is_recording(name)]
+    return sorted(found)
 
 
 def _recordings_by_stem(folder: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ A batch mixes data sets; every text goes through the encoder once, and only the 
 Legend: B texts of a batch, T tokens, D width of a pooled text, C classes.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,18 @@ from emostream.model.normalise import Normalisation
 from emostream.model.pooling import Compute, pool_texts
 from emostream.model.recipe import TextRecipe
 from emostream.model.samples import EMOTION
-from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
+from emostream.model.sampling import (
+    class_weights,
+    draw,
+    judging,
+    read_choices,
+    shares,
+    shuffled_batches,
+    soft_targets,
+)
 from emostream.model.training_loop import Stage
+
+_log = logging.getLogger(__name__)
 
 _MOST_KEPT_TOKENS = {"cpu": 6144, "cuda": 65_536}
 """Padded tokens of a batch whose activations are kept for the way back. 96 tweets have some 2,300, the longest 96 of an
@@ -68,8 +79,8 @@ class TextStage(Stage):
             normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),
             window_tokens=recipe.window_tokens,
         )
-        train_sets, self._dev_sets = read_choices(recipe.datasets, data=data, fold=fold)
-        self._train_sets = train_sets
+        train_sets, self._held_sets = read_choices(recipe.datasets, data=data, fold=fold)
+        self._train_sets, self._dev_sets = train_sets, judging(self._held_sets, recipe.datasets)
         self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
         self.branch = TextBranch(load_pretrained_encoder(encoder))
         check_window(self.branch.encoder, recipe.window_tokens)
@@ -87,6 +98,9 @@ class TextStage(Stage):
     def _tokenise(self, dataset: Dataset) -> list[Row]:
         """Return one row per text; of a long training text only the first window is learned from."""
         windows = self.tokenizer.windows(dataset.texts)
+        if longer := sum(len(text.rows) > 1 for text in windows):
+            _log.warning("%s: %d of %d texts are longer than a window of %d tokens, whose rest is not learned from",
+                         dataset.name, longer, len(windows), self.tokenizer.layout.window_tokens)  # fmt: skip
         return [
             Row(ids=text.rows[0], head=example.head, labels=example.labels)
             for text, example in zip(windows, dataset.examples, strict=True)
@@ -171,15 +185,16 @@ class TextStage(Stage):
     def judge_sets(self, datasets: Sequence[Dataset]) -> tuple[Evaluation, ...]:
         """Evaluate some data sets, each task at the temperature that is best for them."""
         logits = self._logits(datasets)
-        temperatures = _head_temperatures(datasets, logits)
+        temperatures = _task_temperatures(datasets, logits)
         return tuple(
             evaluate_scores(dataset, torch.softmax(logits_NC / _column(dataset, temperatures), -1).numpy())
             for dataset, logits_NC in zip(datasets, logits, strict=True)
         )
 
     def temperatures(self) -> dict[str, float]:
-        """Return the temperature of each head, fitted on all development examples that it answers."""
-        return _head_temperatures(self._dev_sets, self._logits(self._dev_sets))
+        """Return the temperature of each head, fitted on all development examples of its task, judged or not."""
+        fitted = _task_temperatures(self._held_sets, self._logits(self._held_sets))
+        return {head: fitted.get(_task(head), 1.0) for head in self.classes}
 
     def pool(self, dataset: Dataset) -> Tensor:
         """Return pooled_ND of a data set's texts."""
@@ -208,17 +223,16 @@ class TextStage(Stage):
         return sum(evaluation.official.value for evaluation in evaluations) / len(evaluations)
 
 
-def _head_temperatures(datasets: Sequence[Dataset], logits: Sequence[Tensor]) -> dict[str, float]:
-    """Return each head's temperature. Heads of one task share one: a stance's target has 40 to 69 dev tweets alone."""
+def _task_temperatures(datasets: Sequence[Dataset], logits: Sequence[Tensor]) -> dict[str, float]:
+    """Return each task's temperature, which its heads share: a stance's target has 40 to 69 dev tweets alone."""
     rows: dict[str, list[tuple[Example, Tensor]]] = {}
     for dataset, logits_NC in zip(datasets, logits, strict=True):
         for example, logits_C in zip(dataset.examples, logits_NC, strict=True):
             rows.setdefault(_task(example.head), []).append((example, logits_C))
-    fitted = {
+    return {
         task: fit_temperature((torch.stack([row for _, row in pairs]), [example for example, _ in pairs]))
         for task, pairs in rows.items()
     }
-    return {example.head: fitted[_task(example.head)] for dataset in datasets for example in dataset.examples}
 
 
 def _task(head: str) -> str:
@@ -227,7 +241,7 @@ def _task(head: str) -> str:
 
 
 def _column(dataset: Dataset, temperatures: dict[str, float]) -> Tensor:
-    return torch.tensor([[temperatures[example.head]] for example in dataset.examples])
+    return torch.tensor([[temperatures[_task(example.head)]] for example in dataset.examples])
 
 
 def _cross_entropy(log_scores: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:

@@ -13,13 +13,18 @@
 A stage that is done is not run again; one that was interrupted goes on after its last finished epoch.
 """
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from emostream.model.checkpoint import Checkpoint, CheckpointConfig, VoiceSettings, save_checkpoint
+from emostream.model.datasets import require_folds
 from emostream.model.device import choose_device, choose_precision
 from emostream.model.encoder import encoder_settings
 from emostream.model.errors import RecipeError
@@ -36,7 +41,9 @@ from emostream.model.text_training import TextStage
 from emostream.model.training_loop import Progress, local_device, processes, run_stage, write_json
 from emostream.model.voice_training import VoiceStage
 
-_CLAIM = "recipe.json"
+_log = logging.getLogger(__name__)
+
+_CLAIM, _LOCK = "recipe.json", ".lock"
 
 
 def train(
@@ -63,15 +70,22 @@ def train(
         The development figures of what came out: of the heads, and of the three paths.
 
     Raises:
-        RecipeError: `run` holds a run of another recipe, the encoder cannot be loaded, or a stage would lack what it
-            learns from.
-        DatasetError: A data set is missing or malformed.
+        RecipeError: `run` holds a run of another recipe, or one that is under way; the encoder cannot be loaded; or a
+            stage would lack what it learns from.
+        DatasetError: A data set is missing or malformed, or none can be divided into folds.
         AudioError: A recording of a data set cannot be used.
     """
     chosen = local_device(choose_device(device or recipe.device))
     compute = Compute(chosen, choose_precision(recipe.precision, chosen))
     claim = _claim(run, recipe, fold)
+    with _alone_in(run):
+        return _run_stages(claim, data=data, run=run, compute=compute, on_step=on_step)
 
+
+def _run_stages(
+    claim: "_Claim", *, data: Path, run: Path, compute: Compute, on_step: Progress
+) -> tuple[Evaluation, ...]:
+    recipe, fold = claim.recipe, claim.fold
     # Both are built before either runs: what is wrong with recipe or data shows in a minute, not after an hour.
     torch.manual_seed(recipe.seed)  # decides the first weights of heads
     text = TextStage(recipe.text, data=data, compute=compute, seed=recipe.seed, fold=fold)
@@ -82,6 +96,8 @@ def train(
     if recipe.heads is not None:
         check_heads(recipe.heads, text=text)
     check_pairs(recipe.fusion, text=text, voice=voice)
+    if fold is not None:
+        require_folds([*text.sets("dev"), *(voice.sets("dev") if voice is not None else [])])
     if processes()[0] == 0:
         write_json(run / _CLAIM, claim)
 
@@ -129,22 +145,34 @@ def _learn_on(
 
 
 def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
-    """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
+    """Train the text stage as often as the recipe says.
+
+    It is left with the mean of all weights that it ended with, or with the best of them if the mean is worse.
+    """
     first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-    ends = 0
+    ends: list[float] = []
     total: dict[str, Tensor] = {}
+    best: dict[str, Tensor] = {}
     for number in range(recipe.text.runs):
         text.load_state_dict(first)
         folder = run / ("text" if number == 0 else f"text-{number + 1}")
         for cycle in range(recipe.text.cycles + 1):
             text.begin(run=number, cycle=cycle)
             seed = recipe.seed + 100 * number + cycle
-            run_stage(text, folder=folder / f"cycle-{cycle}" if cycle else folder, compute=compute, seed=seed,
-                      on_step=on_step)  # fmt: skip
-            ends += 1
+            own = folder / f"cycle-{cycle}" if cycle else folder
+            progress = run_stage(text, folder=own, compute=compute, seed=seed, on_step=on_step)
+            if progress.best.figure > max(ends, default=-1.0):
+                best = {name: tensor.clone() for name, tensor in text.state_dict().items()}
+            ends.append(progress.best.figure)
             for name, tensor in text.state_dict().items():
                 total[name] = total.get(name, 0.0) + tensor.double()
-    text.load_state_dict({name: tensor / ends for name, tensor in total.items()})
+    if len(ends) == 1:
+        return
+    text.load_state_dict({name: tensor / len(ends) for name, tensor in total.items()})
+    figure = text.figure(text.judge())
+    _log.info("text: figure %.4f of the mean of %d ends, of the best of them %.4f", figure, len(ends), max(ends))
+    if figure < max(ends):
+        text.load_state_dict(best)
 
 
 def _make_small(branch: nn.Module) -> None:
@@ -154,6 +182,39 @@ def _make_small(branch: nn.Module) -> None:
     """
     state = {name: tensor.cpu() for name, tensor in branch.state_dict().items()}
     branch.load_state_dict(widen_rows(quantise_rows(state)))
+
+
+@contextlib.contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder; of those that train together, the first one does.
+
+    Raises:
+        RecipeError: Another one is at work there.
+    """
+    if processes()[0] != 0:
+        yield
+        return
+    try:
+        with FileLock(run / _LOCK, blocking=False):
+            yield
+    except Timeout as error:
+        raise RecipeError(f"another training is at work in {run}") from error
+
+
+def check_fold(checkpoint: Path, fold: tuple[int, int]) -> None:
+    """Find out whether a checkpoint has learned from a fold, as far as the run that it lies in says.
+
+    Raises:
+        RecipeError: Its run held out another fold, or none.
+    """
+    file = checkpoint.parent / _CLAIM
+    try:
+        held = msgspec.json.decode(file.read_bytes(), type=_Claim).fold if file.exists() else fold
+    except (OSError, msgspec.DecodeError) as error:
+        raise RecipeError(f"{file} cannot be read: {error}") from error
+    if held != fold:
+        said = f"held out fold {held[0] + 1} of {held[1]}" if held else "was not trained by folds"
+        raise RecipeError(f"{checkpoint} {said}: it has learned from fold {fold[0] + 1} of {fold[1]}")
 
 
 class _Claim(msgspec.Struct, frozen=True):

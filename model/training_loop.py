@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -125,13 +126,12 @@ def run_stage(
         on_step: Told about each step, for a progress bar.
 
     Raises:
-        RecipeError: What `folder` holds was learned on top of others.
+        RecipeError: What `folder` holds was learned on top of others, or is not whole.
     """
     trainer = _Trainer(stage, folder=folder, compute=compute, built_on=_checksum(built_on))
     while len(trainer.progress.epochs) < stage.optimisation.epochs:
         trainer.train_epoch(seed, on_step)
-    best = _weights_file(folder, trainer.progress.best.epoch)
-    stage.load_state_dict(load_file(best, device=str(compute.device)))
+    stage.load_state_dict(_load_kept(_weights_file(folder, trainer.progress.best.epoch), compute))
     stage.eval()
     return trainer.progress
 
@@ -275,8 +275,8 @@ class _Trainer:
         if self._rank == 0:  # perhaps it was stopped after the epoch was kept, and before that was told
             self._report()
         last = self.progress.epochs[-1].epoch
-        self._stage.load_state_dict(load_file(_weights_file(self._folder, last), device=str(self._compute.device)))
-        _restore_optimiser_state(self._optimiser, load_file(_optimiser_file(self._folder, last)))
+        self._stage.load_state_dict(_load_kept(_weights_file(self._folder, last), self._compute))
+        _restore_optimiser_state(self._optimiser, _load_kept(_optimiser_file(self._folder, last)))
         self._steps_done = len(self.progress.epochs) * self._steps_per_epoch
         _log.info("%s: %d of %d epochs are done", self._stage.name, len(self.progress.epochs),
                   self._stage.optimisation.epochs)  # fmt: skip
@@ -290,8 +290,28 @@ def _optimiser_file(folder: Path, epoch: int) -> Path:
     return folder / f"optimiser-{epoch}.safetensors"
 
 
+def _load_kept(file: Path, compute: Compute | None = None) -> dict[str, Tensor]:
+    """Read what a stage kept, onto the device of `compute` or the CPU.
+
+    Raises:
+        RecipeError: It is gone, or not whole.
+    """
+    try:
+        return load_file(file, device=str(compute.device) if compute else "cpu")
+    except (OSError, SafetensorError) as error:
+        raise _not_whole(file, error) from error
+
+
 def _read_progress(folder: Path) -> StageProgress:
-    return msgspec.json.decode((folder / _PROGRESS).read_bytes(), type=StageProgress)
+    file = folder / _PROGRESS
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=StageProgress)
+    except msgspec.DecodeError as error:
+        raise _not_whole(file, error) from error
+
+
+def _not_whole(file: Path, error: Exception) -> RecipeError:
+    return RecipeError(f"{file} cannot be read: {error}; remove {file.parent}, and this stage is learned anew")
 
 
 def _write_log(file: Path, progress: StageProgress) -> None:

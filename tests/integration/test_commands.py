@@ -1,6 +1,7 @@
 """The commands a user types, as processes of their own, against a running worker."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -218,9 +219,9 @@ def test_predict_needs_no_kafka() -> None:
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["emotion"] for answer in answers] == ["joy", "anger"]
     assert answers[1]["attributes"]["sentiment"]["label"] == "negative"
-    many = [f"what a sad, sad day {number}" for number in range(300)]
-    piped = emostream(NOWHERE, "predict", "-", "--json", input="\n\n".join(many))
-    answers = [json.loads(line) for line in piped.stdout.splitlines()]
+    many = [f"what a sad,\u2028sad day {number}" for number in range(300)]  # a line end to Python, to nobody else
+    piped = emostream(NOWHERE, "predict", "-", "--json", input="\ufeff" + "\n\r\n".join(many))
+    answers = [json.loads(line) for line in piped.stdout.strip().split("\n")]
     assert [answer["text"] for answer in answers] == many
     assert {answer["emotion"] for answer in answers} == {"sadness"}
 
@@ -232,8 +233,11 @@ def test_predict_takes_recordings_and_pairs(tmp_path: Path) -> None:
     assert (pair["modalities"], pair["text"], pair["clip"]) == (["text", "voice"], "you lost my parcel", clip)
     noise = tmp_path / "noise.ogg"
     noise.write_bytes(b"OggS" + bytes(range(200)))
-    apart = emostream(NOWHERE, "predict", "--json", "so glad", "--clip", clip, "--clip", str(noise))
-    assert [json.loads(line)["modalities"] for line in apart.stdout.splitlines()] == [["text"], ["voice"]]
+    latin = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.ogg"))
+    latin.write_bytes(Path(clip).read_bytes())
+    apart = emostream(NOWHERE, "predict", "--json", "so glad", "--clip", str(latin), "--clip", str(noise))
+    text, voice = map(json.loads, apart.stdout.splitlines())
+    assert (text["modalities"], voice["modalities"], Path(voice["clip"]).name) == (["text"], ["voice"], "caf�.ogg")
     assert apart.returncode == 1
     assert "noise.ogg: audio_undecodable" in apart.stderr
     uneven = emostream(NOWHERE, "predict", "one", "two", "--clip", clip, "--together")

@@ -1,5 +1,6 @@
 """Checkpoint folders: what ships fits its bounds, and a broken one says what is broken."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def test_a_truncated_weights_file_is_named(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000_000])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_checkpoint(copy)
+
+
+def test_a_broken_tokenizer_is_named(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        load_checkpoint(copy)
+
+
+def test_a_path_or_a_head_without_temperature_is_named(copy: Path) -> None:
+    config = copy / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["temperatures"]["irony"], settings["temperatures"]["voice"]
+    config.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="no temperature for irony, voice"):
         load_checkpoint(copy)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from emostream.model.report import (
     markdown_report,
     pooled_confusion,
     print_evaluation,
+    write_cross_validation,
     write_reports,
 )
 from emostream.model.samples import LABELS
@@ -38,6 +40,7 @@ def evaluation(
     accuracy: float = 0.75,
     modalities: tuple[str, ...] = ("text",),
     confusion: list[list[int]] | None = None,
+    is_fold: bool = False,
 ) -> Evaluation:
     return Evaluation(
         task=task,
@@ -54,6 +57,7 @@ def evaluation(
         confusion=confusion or [[12_345] * len(labels) for _ in labels],
         labels=labels,
         modalities=modalities,
+        is_fold=is_fold,
     )
 
 
@@ -175,14 +179,14 @@ def test_curves_are_drawn(epochs: int, lines: int, tmp_path: Path) -> None:
 
 def test_cross_validation_by_hand() -> None:
     folds = [
-        evaluation(IRONY, accuracy=accuracy, confusion=confusion)
+        evaluation(IRONY, accuracy=accuracy, confusion=confusion, is_fold=True)
         for accuracy, confusion in ((0.5, [[1, 1], [1, 1]]), (0.6, [[2, 1], [1, 1]]), (1.0, [[2, 0], [0, 2]]))
     ]
     markdown = cross_validation_table(folds)
     figures, classes, confusion = tables(markdown)
-    assert markdown.startswith("## meld dev, from text\n")
+    assert markdown.startswith("## meld 3 folds, from text\n")
     assert classes[2:] == [["non_irony", "0.714", "0.714", "0.714", "7"], ["irony", "0.667", "0.667", "0.667", "6"]]
-    assert figures[0] == ["fold", "n", "accuracy", "WA", "UAR", "macro-F1", "ECE"]
+    assert figures[0] == ["fold", "n", "accuracy", "WA", "UAR", "macro-F1", "ECE", "official"]
     assert [row[:3] for row in figures[2:-1]] == [
         ["1", "123456", "0.5000"], ["2", "123456", "0.6000"], ["3", "123456", "1.0000"]
     ]  # fmt: skip
@@ -191,6 +195,22 @@ def test_cross_validation_by_hand() -> None:
     assert confusion[2:] == [["non_irony", "5", "2"], ["irony", "2", "4"]]
     assert "9 of 13 right (0.6923)" in markdown
     assert pooled_confusion(folds) == [[5, 2], [2, 4]]
+
+
+def test_what_was_not_divided_counts_once(tmp_path: Path) -> None:
+    undivided = [evaluation(accuracy=accuracy) for accuracy in (0.5, 0.7)]
+    divided = [evaluation(IRONY, task="irony", confusion=[[1, 1], [0, 2]], is_fold=True) for _ in range(2)]
+    markdown = write_cross_validation(list(zip(undivided, divided, strict=True)), tmp_path)
+    assert tables(markdown)[0][-1][:3] == ["mean ± SD", "123456", "0.6000 ± 0.1414"]
+    assert "Not divided: the same examples" in markdown
+    assert markdown.count("All folds together") == 1
+    of_meld, of_irony = json.loads((tmp_path / "cross-validation.json").read_text())
+    assert (of_meld["divided"], of_meld["sd"]["accuracy"]) == (False, pytest.approx(0.1414, abs=1e-4))
+    assert "confusion" not in of_meld
+    assert (of_irony["split"], of_irony["confusion"]) == ("2 folds", [[2, 2], [0, 4]])
+    assert of_irony["mean"]["official"] == 0.35
+    written = {file.name for file in tmp_path.iterdir()} - {"cross-validation.md", "cross-validation.json"}
+    assert written == {"irony-2-folds.csv", "irony-2-folds.png"}
 
 
 def test_one_fold_has_no_deviation() -> None:

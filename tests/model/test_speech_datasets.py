@@ -46,6 +46,15 @@ def test_ravdess_labels(tmp_path: Path) -> None:
     assert answers(read_dataset("ravdess", tmp_path, "train")) == expected
 
 
+def test_recordings_behind_links_are_found_once(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "03-01-05-01-01-01-21.wav")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "Actor_21").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tree)
+    assert answers(read_dataset("ravdess", tree, "test")) == [("03-01-05-01-01-01-21.wav", "anger", "21")]
+
+
 def test_ravdess_passes_over_songs_videos_and_other_files(tmp_path: Path) -> None:
     touch(
         tmp_path,

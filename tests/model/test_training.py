@@ -34,6 +34,7 @@ from emostream.model.recipe import (
     Recipe,
     TextRecipe,
     VoiceRecipe,
+    find_recipe,
     read_recipe,
 )
 from emostream.model.samples import LABELS
@@ -225,6 +226,7 @@ def changed(recipe: Recipe, part: str, **changes: object) -> Recipe:
 
 
 UNJUDGED = (DatasetChoice("meld", "meld", judged=False),)
+IRONY_UNJUDGED = (RECIPE.text.datasets[0], DatasetChoice("tweeteval/irony", "tweeteval", judged=False))
 FEAR_ALONE = (DatasetChoice("ravdess", "fear"),)
 
 
@@ -235,6 +237,7 @@ FEAR_ALONE = (DatasetChoice("ravdess", "fear"),)
         (changed(RECIPE, "heads", datasets=("goemotions",)), "'goemotions' is none of the text stage's"),
         (changed(RECIPE, "text", datasets=RECIPE.text.datasets[1:]), "labelled with the seven emotions"),
         (changed(RECIPE, "text", datasets=UNJUDGED), "none of meld is judged"),
+        (changed(RECIPE, "text", datasets=IRONY_UNJUDGED), "'tweeteval/irony' is not judged"),
         (changed(RECIPE, "text", window_tokens=10_000), "window_tokens is 10000"),
         (changed(RECIPE, "voice", datasets=FEAR_ALONE), "no label in common"),
     ],
@@ -294,6 +297,46 @@ def test_a_recipe_without_voice_makes_a_model_that_reads_texts(data: Path, tmp_p
     assert scorer.score([Item(text="j so")]).outcomes[0].modalities == ("text",)
 
 
+def test_a_head_whose_data_set_does_not_judge_has_a_temperature_all_the_same(data: Path, tmp_path: Path) -> None:
+    once = msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
+    text = msgspec.structs.replace(RECIPE.text, datasets=IRONY_UNJUDGED, optimisation=once)
+    recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
+    assert {each.task for each in train(recipe, data=data, run=tmp_path, device="cpu")} == {"meld"}
+    assert load_checkpoint(tmp_path / "best").config.temperatures["irony"] != 1.0
+    (outcome,) = EmotionScorer.load(tmp_path / "best", device="cpu").score([Item(text="so z")]).outcomes
+    assert set(outcome.attributes) == {"irony"}
+
+
+def test_folds_of_what_cannot_be_divided_are_refused(data: Path, tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(RECIPE, voice=None)
+    with pytest.raises(DatasetError, match="meld, tweeteval/irony: each has no speakers, sessions or dialogues"):
+        train(recipe, data=data, run=tmp_path, device="cpu", fold=(0, 3))
+    assert not (tmp_path / "text").exists()
+
+
+def test_two_trainings_in_one_folder_are_kept_apart(data: Path, tmp_path: Path) -> None:
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(RecipeError, match=f"another training is at work in {tmp_path}"):
+            train(recipe, data=data, run=tmp_path, device="cpu")
+        raise InterruptedError
+
+    recipe = msgspec.structs.replace(RECIPE, voice=None)
+    with pytest.raises(InterruptedError):
+        train(recipe, data=data, run=tmp_path, device="cpu", on_step=meanwhile)
+
+
+@pytest.mark.parametrize("name", ["text/epoch-{}.safetensors", "text/optimiser-{}.safetensors", "text/progress.json"])
+def test_a_stage_that_is_not_whole_says_so(run: Path, data: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / name.format(RECIPE.text.optimisation.epochs)
+    if file.suffix == ".json":
+        file.write_text("{")
+    else:
+        file.unlink()
+    with pytest.raises(RecipeError, match=rf"{file.name} cannot be read: .*; remove {folder / 'text'}, and"):
+        train(RECIPE, data=data, run=folder, device="cpu")
+
+
 def test_runs_and_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> None:
     short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=2)
     text = msgspec.structs.replace(RECIPE.text, runs=2, cycles=1, optimisation=short)
@@ -318,6 +361,20 @@ def test_runs_and_cycles_end_in_the_mean_of_their_weights(data: Path, tmp_path: 
     train(recipe, data=data, run=tmp_path, device="cpu")
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "text" / "log.csv").exists()
+
+
+def test_a_mean_that_is_worse_than_an_end_is_not_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter((0.6, 0.7, 0.65))  # of two runs of one epoch, and of their mean
+    monkeypatch.setattr(TextStage, "figure", lambda *_: next(figures))
+    once = msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
+    text = msgspec.structs.replace(RECIPE.text, runs=2, optimisation=once)
+    train(msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None), data=data, run=tmp_path, device="cpu")
+    second = end_of(tmp_path / "text-2")
+    for name, tensor in load_checkpoint(tmp_path / "best").network.text.state_dict().items():
+        kept = second[f"branch.{name}"]
+        torch.testing.assert_close(tensor, kept, rtol=0, atol=float(kept.abs().max()) / 127)
 
 
 def end_of(stage: Path) -> dict[str, torch.Tensor]:
@@ -423,7 +480,7 @@ def test_a_set_with_text_and_voice_gives_its_own_pairs(data: Path, tmp_path: Pat
     )
     evaluations = train(recipe, data=tmp_path, run=tmp_path / "run", device="cpu", fold=(4, 5))
     assert {(each.split, each.modalities, each.n) for each in evaluations} == {
-        ("dev", ("text",), 12), ("dev", ("voice",), 12), ("dev", ("text", "voice"), 12),
+        ("fold 5 of 5", ("text",), 12), ("fold 5 of 5", ("voice",), 12), ("fold 5 of 5", ("text", "voice"), 12),
     }  # fmt: skip
     assert max(each.accuracy for each in evaluations if each.modalities == ("text", "voice")) >= 0.9
 
@@ -449,7 +506,7 @@ def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, caps
     markdown = (out / "cross-validation.md").read_text()
     assert capsys.readouterr().out == markdown
     assert [line for line in markdown.splitlines() if line.startswith("## ")] == [
-        "## iemocap dev, from text", "## iemocap dev, from voice", "## iemocap dev, from text and voice"
+        "## iemocap 5 folds, from text", "## iemocap 5 folds, from voice", "## iemocap 5 folds, from text and voice"
     ]  # fmt: skip
     for values in json.loads((out / "cross-validation.json").read_text()):
         assert [fold["n"] for fold in values["folds"]] == [12] * 5, "each session is held out once"
@@ -464,6 +521,8 @@ def test_the_command_cross_validates_by_session(data: Path, tmp_path: Path, caps
     assert (judged["split"], judged["modalities"]) == ("fold 2 of 5", in_training["modalities"])
     assert judged["accuracy"] == pytest.approx(in_training["accuracy"], abs=0.1)
     assert judged["per_class"]["joy"]["support"] == in_training["per_class"]["joy"]["support"]
+    with pytest.raises(RecipeError, match=r"fold-2/best held out fold 2 of 5: it has learned from fold 1 of 5"):
+        cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="1/5", checkpoint=out / "fold-2" / "best")
     with pytest.raises(typer.BadParameter, match="K/N is needed"):
         cli.evaluate(task="iemocap", data=tmp_path / "iemocap", fold="6/5")
     with pytest.raises(typer.BadParameter, match="name a --checkpoint"):
@@ -543,6 +602,18 @@ def test_recipes_are_readable(recipe: Path) -> None:
     )
 
 
+def test_a_bare_name_is_a_recipe_that_ships_unless_a_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "permissive").mkdir()
+    assert find_recipe(Path("permissive")) == RECIPES / "permissive.toml"
+    assert find_recipe(Path("mine")) == Path("mine")
+    assert find_recipe(tmp_path / "permissive") == tmp_path / "permissive"
+    (tmp_path / "iemocap").touch()
+    assert find_recipe(Path("iemocap")) == Path("iemocap")
+
+
 def test_the_permissive_recipe_learns_from_permissive_data_alone() -> None:
     recipe = read_recipe(RECIPES / "permissive.toml")
     assert [choice.name for choice in recipe.text.datasets] == ["goemotions"]
@@ -555,9 +626,10 @@ def test_the_shipped_recipe_names_the_shipped_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("epochs = ", "recipe"), ('name = "x"\nepoch = 3', "epoch"), ("name = 7", "str")]
+    ("content", "said"),
+    [(b"epochs = ", "recipe"), (b'name = "x"\nepoch = 3', "epoch"), (b"name = 7", "str"), (b"\xff", "utf-8")],
 )
-def test_a_malformed_recipe_says_what_is_wrong(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "r.toml").write_text(content)
+def test_a_malformed_recipe_says_what_is_wrong(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "r.toml").write_bytes(content)
     with pytest.raises(RecipeError, match=said):
         read_recipe(tmp_path / "r.toml")
