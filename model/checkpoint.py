@@ -125,7 +125,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if version != _FORMAT:
             raise CheckpointError(f"{folder} has format {version}; this emostream reads format {_FORMAT}")
         config = msgspec.json.decode(text, type=CheckpointConfig)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / _CONFIG}: {error}") from error
     asked = {*config.attributes, *((TEXT,) if config.voice is None else (TEXT, VOICE, FUSED))}
     if unfitted := sorted(asked - config.temperatures.keys()):

@@ -151,8 +151,10 @@ def evaluate(
                 "the shipped model was not trained by folds; name a --checkpoint", param_hint="--fold"
             )
         number, folds = map(int, place.groups())
-        check_fold(checkpoint, (number - 1, folds))
-        asked = [(read_fold(name, data, fold=(number - 1, folds)), path) for name in names]
+        held = (number - 1, folds)
+        for name in names:
+            check_fold(checkpoint, name, held)
+        asked = [(read_fold(name, data, fold=held), path) for name in names]
     else:
         raise typer.BadParameter(f"{fold!r}; K/N is needed, from 1/N to N/N", param_hint="--fold")
     if voices:

@@ -150,10 +150,12 @@ def read_splits(name: str, folder: Path, *, fold: tuple[int, int] | None = None)
 def _read_both(name: str, folder: Path, fold: tuple[int, int] | None) -> tuple[Dataset, Dataset]:
     """Read what is learned from, twins and all, and what judges it."""
     learned, held = read_dataset(name, folder, "train"), read_dataset(name, folder, "dev")
-    if fold is not None and all(example.group for example in learned.examples):
-        everything = [*learned.examples, *held.examples]
-        with contextlib.suppress(NoSuchSplit):  # the published test split joins where it is there
-            everything += read_dataset(name, folder, "test").examples
+    everything = [*learned.examples, *held.examples]
+    if fold is None or not all(example.group for example in everything):
+        return learned, held
+    with contextlib.suppress(NoSuchSplit):  # the published test split joins where it is there
+        everything += read_dataset(name, folder, "test").examples
+    if all(example.group for example in everything):
         # Where splits overlap (EmoDB publishes none), a recording still counts once.
         once = {example.recording or number: example for number, example in enumerate(everything)}
         train_part, dev_part = divide(list(once.values()), fold=fold[0], folds=fold[1])

@@ -205,9 +205,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def find_recipe(name: Path) -> Path:
-    """Return the file of a recipe: the one named, or where there is none, the one that ships under this bare name."""
+    """Return the file of a recipe: the one that ships under this bare name, or else the one named."""
     shipped = RECIPES / f"{name}.toml"
-    return shipped if name.name == str(name) and shipped.is_file() and not name.is_file() else name
+    return shipped if name.name == str(name) and shipped.is_file() else name
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -326,6 +326,7 @@ def _recordings_under(folder: Path) -> list[Path]:
             folders.clear()
             continue
         searched.add(real)
+        folders.sort()
         found += [Path(place, name) for name in names if _is_recording(name)]
     return sorted(found)
 

@@ -14,7 +14,6 @@ A stage that is done is not run again; one that was interrupted goes on after it
 """
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +39,6 @@ from emostream.model.samples import EMOTION, LABELS
 from emostream.model.text_training import TextStage
 from emostream.model.training_loop import Progress, local_device, processes, run_stage, write_json
 from emostream.model.voice_training import VoiceStage
-
-_log = logging.getLogger(__name__)
 
 _CLAIM, _LOCK = "recipe.json", ".lock"
 
@@ -114,7 +111,7 @@ def _run_stages(
 
     torch.manual_seed(recipe.seed)
     fusion = FusionStage(recipe.fusion, text=text, voice=voice, compute=compute, seed=recipe.seed)
-    fusion_progress = run_stage(
+    run_stage(
         fusion,
         folder=run / "fusion",
         compute=compute,
@@ -125,7 +122,7 @@ def _run_stages(
 
     # The seven labels are answered by the fusion head; the text stage's own figures of them are not what comes out.
     attributes = (each for each in judged.values() if each.labels != LABELS)
-    evaluations = (*fusion_progress.best.evaluations, *attributes)
+    evaluations = (*fusion.judge(), *attributes)
     if processes()[0] == 0:
         save_checkpoint(_checkpoint(recipe, text=text, voice=voice, fusion=fusion), run / "best")
         write_reports(evaluations, run / "figures", title="On development data, which chose epochs and temperatures")
@@ -139,20 +136,16 @@ def _learn_on(
     before, came = {name: tensor.clone() for name, tensor in heads.state_dict().items()}, heads.judge()
     progress = run_stage(heads, folder=folder, compute=compute, seed=seed, built_on=[text.branch], on_step=on_step)
     if progress.best.figure > heads.figure(came):
-        return progress.best.evaluations
+        return heads.judge()
     heads.load_state_dict(before)
     return came
 
 
 def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
-    """Train the text stage as often as the recipe says.
-
-    It is left with the mean of all weights that it ended with, or with the best of them if the mean is worse.
-    """
+    """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
     first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-    ends: list[float] = []
+    ends = 0
     total: dict[str, Tensor] = {}
-    best: dict[str, Tensor] = {}
     for number in range(recipe.text.runs):
         text.load_state_dict(first)
         folder = run / ("text" if number == 0 else f"text-{number + 1}")
@@ -160,19 +153,11 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
             text.begin(run=number, cycle=cycle)
             seed = recipe.seed + 100 * number + cycle
             own = folder / f"cycle-{cycle}" if cycle else folder
-            progress = run_stage(text, folder=own, compute=compute, seed=seed, on_step=on_step)
-            if progress.best.figure > max(ends, default=-1.0):
-                best = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-            ends.append(progress.best.figure)
+            run_stage(text, folder=own, compute=compute, seed=seed, on_step=on_step)
+            ends += 1
             for name, tensor in text.state_dict().items():
                 total[name] = total.get(name, 0.0) + tensor.double()
-    if len(ends) == 1:
-        return
-    text.load_state_dict({name: tensor / len(ends) for name, tensor in total.items()})
-    figure = text.figure(text.judge())
-    _log.info("text: figure %.4f of the mean of %d ends, of the best of them %.4f", figure, len(ends), max(ends))
-    if figure < max(ends):
-        text.load_state_dict(best)
+    text.load_state_dict({name: tensor / ends for name, tensor in total.items()})
 
 
 def _make_small(branch: nn.Module) -> None:
@@ -194,27 +179,42 @@ def _alone_in(run: Path) -> Iterator[None]:
     if processes()[0] != 0:
         yield
         return
+    lock = FileLock(run / _LOCK)
     try:
-        with FileLock(run / _LOCK, blocking=False):
-            yield
+        lock.acquire(blocking=False)
     except Timeout as error:
-        raise RecipeError(f"another training is at work in {run}") from error
+        raise RecipeError(f"another training is at work in {run}: it holds {lock.lock_file}") from error
+    except OSError as error:
+        raise RecipeError(f"{lock.lock_file} cannot be locked: {error.strerror}; choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def check_fold(checkpoint: Path, fold: tuple[int, int]) -> None:
-    """Find out whether a checkpoint has learned from a fold, as far as the run that it lies in says.
+def check_fold(checkpoint: Path, task: str, fold: tuple[int, int]) -> None:
+    """Find out whether a checkpoint has learned from a fold of a data set, as far as the run that it lies in says.
 
     Raises:
-        RecipeError: Its run held out another fold, or none.
+        RecipeError: It has: its run held out another fold, or none, or did not divide this data set.
     """
-    file = checkpoint.parent / _CLAIM
-    try:
-        held = msgspec.json.decode(file.read_bytes(), type=_Claim).fold if file.exists() else fold
-    except (OSError, msgspec.DecodeError) as error:
-        raise RecipeError(f"{file} cannot be read: {error}") from error
-    if held != fold:
-        said = f"held out fold {held[0] + 1} of {held[1]}" if held else "was not trained by folds"
-        raise RecipeError(f"{checkpoint} {said}: it has learned from fold {fold[0] + 1} of {fold[1]}")
+    file = checkpoint.resolve().parent / _CLAIM
+    if not file.exists():
+        return
+    claim = _read_claim(file)
+    stages = [stage for stage in (claim.recipe.text, claim.recipe.voice) if stage is not None]
+    learned = [choice for stage in stages for choice in stage.datasets if _set(choice.name) == _set(task)]
+    if learned and (claim.fold != fold or not all(choice.judged for choice in learned)):
+        held = f"held out fold {claim.fold[0] + 1} of {claim.fold[1]}" if claim.fold else "divided nothing into folds"
+        raise RecipeError(
+            f"{checkpoint} has learned from fold {fold[0] + 1} of {fold[1]} of {task}: its training {held}, "
+            "and no data set that does not judge"
+        )
+
+
+def _set(name: str) -> str:
+    """Return whose recordings a data set's are: IEMOCAP has two readers."""
+    return name.removesuffix("-merged")
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -234,12 +234,23 @@ def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> _Claim:
     file, claim = run / _CLAIM, _Claim(anywhere, fold)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        known = msgspec.json.decode(file.read_bytes(), type=_Claim) if file.exists() else None
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         raise RecipeError(f"{run} cannot hold a run: {error}") from error
-    if known not in (None, claim):
+    if file.exists() and _read_claim(file) != claim:
         raise RecipeError(f"{run} holds a run of another recipe; choose another folder or remove it")
     return claim
+
+
+def _read_claim(file: Path) -> _Claim:
+    """Read what a run's folder is for.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Claim)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} does not say what the folder is for: {error}") from error
 
 
 def _checkpoint(recipe: Recipe, *, text: TextStage, voice: VoiceStage | None, fusion: FusionStage) -> Checkpoint:

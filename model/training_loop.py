@@ -298,7 +298,7 @@ def _load_kept(file: Path, compute: Compute | None = None) -> dict[str, Tensor]:
     """
     try:
         return load_file(file, device=str(compute.device) if compute else "cpu")
-    except (OSError, SafetensorError) as error:
+    except (FileNotFoundError, SafetensorError) as error:
         raise _not_whole(file, error) from error
 
 
@@ -306,7 +306,7 @@ def _read_progress(folder: Path) -> StageProgress:
     file = folder / _PROGRESS
     try:
         return msgspec.json.decode(file.read_bytes(), type=StageProgress)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_whole(file, error) from error
 
 

@@ -9,7 +9,7 @@ import pytest
 from emostream.model.datasets import Dataset, Example, divide, read_dataset, read_splits
 from emostream.model.errors import DatasetError
 from emostream.model.samples import EMOTION, LABELS
-from emostream.model.speech_datasets import RAVDESS_ACTORS, TESS_DEV_SHARE
+from emostream.model.speech_datasets import RAVDESS_ACTORS, TESS_DEV_SHARE, _recordings_under
 
 TESS_FOLDERS = ("OAF_Fear", "OAF_Pleasant_surprise", "OAF_angry", "YAF_neutral", "YAF_pleasant_surprised", "YAF_sad")
 MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
@@ -53,6 +53,7 @@ def test_recordings_behind_links_are_found_once(tmp_path: Path) -> None:
     (tree / "Actor_21").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "round").symlink_to(tree)
     assert answers(read_dataset("ravdess", tree, "test")) == [("03-01-05-01-01-01-21.wav", "anger", "21")]
+    assert _recordings_under(tree) == [tree / "Actor_21" / "03-01-05-01-01-01-21.wav"]
 
 
 def test_ravdess_passes_over_songs_videos_and_other_files(tmp_path: Path) -> None:
