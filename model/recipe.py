@@ -79,8 +79,6 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             arXiv:2106.14448); 0 makes one pass.
         runs: Trainings from the same first weights, each on texts in another order; the weights that they end with are
             averaged (Wortsman et al. 2022, arXiv:2203.05482).
-        cycles: Of each run, further trainings of one epoch, each from where the last ended and with rates that rise and
-            fall once more; they are ends, too (Izmailov et al. 2018, arXiv:1803.05407).
     """
 
     encoder: str
@@ -94,7 +92,6 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     sampling_power: float = 1.0
     r_drop: float = 0.0
     runs: Positive = 1
-    cycles: Annotated[int, Meta(ge=0)] = 0
 
 
 class HeadRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -106,12 +106,10 @@ class TextStage(Stage):
             for text, example in zip(windows, dataset.examples, strict=True)
         ]
 
-    def begin(self, *, run: int, cycle: int) -> None:
-        """Have what follows learn from texts in an order of its own; a cycle other than 0 has one epoch."""
-        epochs = 1 if cycle else self._recipe.optimisation.epochs
-        self.optimisation = msgspec.structs.replace(self._recipe.optimisation, epochs=epochs)
-        self._seed = self._first_seed + 100_000 * run + 1000 * cycle
-        self.name = "text" + (f", run {run + 1}" if run else "") + (f", cycle {cycle}" if cycle else "")
+    def begin(self, run: int) -> None:
+        """Have what follows learn from texts in an order of its own."""
+        self._seed = self._first_seed + 100_000 * run
+        self.name = f"text, run {run + 1}" if run else "text"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -2,7 +2,6 @@
 
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
-    RUN/text/cycle-N  both once more, to be averaged
     RUN/text-N        the same from the start, to be averaged, too
     RUN/heads         some of these heads, longer   (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
@@ -144,20 +143,15 @@ def _learn_on(
 def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
     """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
     first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-    ends = 0
     total: dict[str, Tensor] = {}
     for number in range(recipe.text.runs):
         text.load_state_dict(first)
+        text.begin(number)
         folder = run / ("text" if number == 0 else f"text-{number + 1}")
-        for cycle in range(recipe.text.cycles + 1):
-            text.begin(run=number, cycle=cycle)
-            seed = recipe.seed + 100 * number + cycle
-            own = folder / f"cycle-{cycle}" if cycle else folder
-            run_stage(text, folder=own, compute=compute, seed=seed, on_step=on_step)
-            ends += 1
-            for name, tensor in text.state_dict().items():
-                total[name] = total.get(name, 0.0) + tensor.double()
-    text.load_state_dict({name: tensor / ends for name, tensor in total.items()})
+        run_stage(text, folder=folder, compute=compute, seed=recipe.seed + 100 * number, on_step=on_step)
+        for name, tensor in text.state_dict().items():
+            total[name] = total.get(name, 0.0) + tensor.double()
+    text.load_state_dict({name: tensor / recipe.text.runs for name, tensor in total.items()})
 
 
 def _make_small(branch: nn.Module) -> None:
