@@ -166,7 +166,7 @@ class FusionStage(Stage):
 
     def peak_rate(self, parameter: str) -> float:  # noqa: ARG002 - all of it starts from nothing
         """Return the one rate."""
-        return self.optimisation.head_learning_rate
+        return self.optimisation.learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each development split on its path, and pairs matched by label on all three paths."""

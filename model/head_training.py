@@ -83,7 +83,7 @@ class HeadStage(Stage):
 
     def peak_rate(self, parameter: str) -> float:  # noqa: ARG002 - there is nothing but heads
         """Return the one rate."""
-        return self.optimisation.head_learning_rate
+        return self.optimisation.learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate the development splits of these heads' data sets."""

@@ -42,9 +42,7 @@ class Optimisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         epochs: Rounds; each is judged on development data, and the best is kept.
         batch_size: Examples per step (and per device, where there are several).
-        learning_rate: Peak rate of the pretrained part, at its top layer.
-        layer_decay: Factor on the rate per encoder layer downwards; 1 trains all layers alike.
-        head_learning_rate: Peak rate of what starts from nothing.
+        learning_rate: Peak rate.
         warm_up_share: Share of all steps in which rates rise from 0.
         weight_decay: AdamW's decoupled L2 regularisation, on matrices only.
         label_smoothing: Probability mass spread over all labels.
@@ -54,12 +52,32 @@ class Optimisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     epochs: Positive
     batch_size: Annotated[int, Meta(ge=3)]
     learning_rate: Rate
-    layer_decay: float = 1.0
-    head_learning_rate: Rate
     warm_up_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
     clip_norm: float = 1.0
+
+
+class VoiceOptimisation(Optimisation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How MobileNet descends, at `learning_rate`, and the head over it.
+
+    Attributes:
+        head_learning_rate: Peak rate of the head, which starts from nothing.
+    """
+
+    head_learning_rate: Rate
+
+
+class TextOptimisation(Optimisation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the encoder descends, at `learning_rate` in its top layer, and the heads over it.
+
+    Attributes:
+        layer_decay: Factor on the rate per layer downwards; 1 trains all layers alike.
+        head_learning_rate: Peak rate of the heads, which start from nothing.
+    """
+
+    layer_decay: float = 1.0
+    head_learning_rate: Rate
 
 
 class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,7 +101,7 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     encoder: str
     datasets: Annotated[tuple[DatasetChoice, ...], Meta(min_length=1)]
-    optimisation: Optimisation
+    optimisation: TextOptimisation
     emoji_to_words: bool = False
     window_tokens: Annotated[int, Meta(ge=16)] = 256
     head_width: Positive = 256
@@ -130,7 +148,7 @@ class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """
 
     datasets: Annotated[tuple[DatasetChoice, ...], Meta(min_length=1)]
-    optimisation: Optimisation
+    optimisation: VoiceOptimisation
     variant: Literal["mel", "chroma", "both"] = "both"
     width_multiplier: float = 1.0
     weights: str = ""

@@ -169,7 +169,7 @@ class TextStage(Stage):
 
     def peak_rate(self, parameter: str) -> float:
         """Return one rate for the heads, and one that falls downwards through the encoder's layers."""
-        settings = self.optimisation
+        settings = self._recipe.optimisation
         if not parameter.startswith("branch."):
             return settings.head_learning_rate
         depth = self.branch.encoder.config.num_hidden_layers

@@ -175,7 +175,7 @@ class VoiceStage(Stage):
 
     def peak_rate(self, parameter: str) -> float:
         """Return one rate for MobileNet, one for the head."""
-        settings = self.optimisation
+        settings = self._recipe.optimisation
         return settings.learning_rate if parameter.startswith("branch.") else settings.head_learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:

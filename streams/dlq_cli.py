@@ -90,10 +90,10 @@ def dlq_show(
     raw: Annotated[bool, typer.Option("--raw", help="Write the bytes of the values, and nothing else.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object a line, with headers and value.")] = False,
 ) -> None:
-    """Show dead letters in full: why each failed, its key, headers and value.
+    """Show dead letters: why each failed, its key, headers and value; of a value that is no JSON the beginning.
 
-    This prints what people wrote. Control characters and escape sequences in it are spelt out; --raw leaves them in,
-    and therefore writes to files and pipes only.
+    This prints what people wrote. Control characters and escape sequences in it are spelt out; --raw writes all bytes
+    as they are, and therefore to files and pipes only; --json prints all of a letter, too.
     """
     if raw and sys.stdout.isatty():
         raise typer.BadParameter("a stranger's bytes can do things to a terminal: send them to a file or a pipe")
@@ -133,7 +133,8 @@ def dlq_replay(
     """Publish what failed once more, to the topic and partition it came from.
 
     Key, value and headers are what they were; a header emostream-attempt counts. What fails again becomes a new dead
-    letter that says how often it was replayed, and is replayed N times at most. Name ids, give filters, or take --all.
+    letter that says how often it was replayed, and is replayed N times at most unless told --again. Name ids, give
+    filters, or take --all.
 
     Run it twice, and nothing is replayed twice: each letter replayed is marked as such on the topic of dead letters,
     once Kafka has confirmed its record. After a crash (the last 200 letters), when a connection breaks, or when two

@@ -90,9 +90,10 @@ def ingest_clips(
 ) -> None:
     """Publish the recordings of a folder, and the posts beside them.
 
-    Takes .wav .flac .ogg .opus .oga .mp3 .m4a .aac .mp4 .webm in the folder and all folders in it. talk/monday.wav is
-    a voice clip of its own, under the id talk/monday.wav. With a talk/monday.txt (its words) or a talk/monday.json (a
-    post with a "text"; its "id" counts, if it has one) beside it, post and clip go out under one id.
+    Takes .wav .flac .ogg .opus .oga .mp3 .m4a .aac .mp4 .webm in the folder and all folders in it, but
+    for links to folders. talk/monday.wav is a voice clip of its own, under the id talk/monday.wav. With a
+    talk/monday.txt (its words) or a talk/monday.json (a post with a "text"; its "id" counts, if it has one) beside it,
+    post and clip go out under one id.
 
     What is longer than a minute or larger than 1 MiB is transcoded to its first 61 seconds; the worker hears 60 and
     flags the answer as truncated.

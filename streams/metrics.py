@@ -121,7 +121,7 @@ class Metrics:
         )
         self.sink_errors = Counter(
             "emostream_sink_errors",
-            "Writes to an output that failed or are not confirmed for long; each is tried until it is.",
+            "Writes to an output that failed or are not confirmed for long, each tried until it is; failed look-ups.",
             ["sink"],
             registry=registry,
         )

@@ -132,7 +132,9 @@ class Settings(BaseSettings):
     batch_tokens: int = Field(
         8192, ge=64, description="Most tokens of a batch, without padding, estimated from its characters."
     )
-    batches_in_flight: int = Field(4, ge=1, description="Batches between intake and acknowledgement.")
+    batches_in_flight: int = Field(
+        4, ge=1, description="Batches of texts, and as many of clips, between intake and acknowledgement."
+    )
     queue_posts: int = Field(512, ge=1, description="Posts that wait for a batch; a full queue stops consumption.")
     batch_audio_s: float = Field(
         60.0, gt=0, description="Most seconds of audio of a batch of clips, estimated from their bytes."

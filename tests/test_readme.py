@@ -75,6 +75,14 @@ def without_setup(code: str) -> str:
     return "\n".join(line for line in code.splitlines() if not line.startswith(("source ", "export ")))
 
 
+def test_tests_that_documents_name_exist() -> None:
+    known = set(re.findall(r"def (test_\w+)", "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))))
+    known |= {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+    for document in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")):
+        named = set(re.findall(r"\btest_\w+", document.read_text()))
+        assert named <= known, f"{document} names {named - known}"
+
+
 def test_the_first_two_commands_are_demo_and_test() -> None:
     (first,) = blocks(None, "bash")
     assert first.split("\n")[:2] == ["make demo", "make test"]

@@ -113,7 +113,7 @@ def fusion_variants(base: FusionRecipe) -> dict[str, FusionRecipe]:
         "label smoothing 0.05": descending(base, label_smoothing=0.05),
         "half the epochs": descending(base, epochs=max(1, settings.epochs // 2)),
         "twice the epochs": descending(base, epochs=2 * settings.epochs),
-        "twice the rate": descending(base, head_learning_rate=2 * settings.head_learning_rate),
+        "twice the rate": descending(base, learning_rate=2 * settings.learning_rate),
     }
 
 

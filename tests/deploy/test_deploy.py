@@ -291,6 +291,15 @@ def test_gpu_worker_comes_only_when_asked_for() -> None:
     assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
 
+def test_defaults_named_on_the_dashboard_are_the_defaults() -> None:
+    named = re.findall(
+        r"EMOSTREAM_(\w+) \((\d+) if not set\)", (DEPLOY / "grafana/dashboards/emostream.json").read_text()
+    )
+    assert len(named) >= 3
+    for name, value in named:
+        assert Settings.model_fields[name.lower()].default == int(value), name
+
+
 @pytest.mark.parametrize("file", sorted(f for f in DEPLOY.rglob("*") if f.is_file()), ids=lambda f: f.name)
 def test_settings_named_in_deploy_exist(file: Path) -> None:
     named = re.findall(r"\bEMOSTREAM_([A-Z0-9_]+)", file.read_text())
