@@ -40,11 +40,12 @@ class HeadStage(Stage):
         self.optimisation = recipe.optimisation
         self._compute, self._seed = compute, seed
         # Not the stage itself: as a module it would be learned, and saved, along with its heads.
-        self._judge_sets, self._figure = text.judge_sets, text.figure
+        self._judge_pooled, self._figure = text.judge_pooled, text.figure
         known = {dataset.name: dataset for dataset in text.sets("train")}
         chosen = [known[name] for name in recipe.datasets]
         self._names = [next(iter(dataset.classes)) for dataset in chosen]
         self._dev_sets = [dataset for dataset in text.sets("dev") if dataset.name in recipe.datasets]
+        self._dev_pooled = [text.pool(dataset) for dataset in self._dev_sets]
         self._pooled_ND = [text.pool(dataset) for dataset in chosen]
         self._targets_NC = [
             soft_targets(
@@ -87,7 +88,7 @@ class HeadStage(Stage):
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate the development splits of these heads' data sets."""
-        return self._judge_sets(self._dev_sets)
+        return self._judge_pooled(self._dev_sets, self._dev_pooled)
 
     def figure(self, evaluations: Sequence[Evaluation]) -> float:
         """Return the mean of the official metrics."""

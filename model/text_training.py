@@ -178,11 +178,11 @@ class TextStage(Stage):
 
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each data set's development split, each task at its own best temperature."""
-        return self.judge_sets(self._dev_sets)
+        return self.judge_pooled(self._dev_sets, [self.pool(dataset) for dataset in self._dev_sets])
 
-    def judge_sets(self, datasets: Sequence[Dataset]) -> tuple[Evaluation, ...]:
-        """Evaluate some data sets, each task at the temperature that is best for them."""
-        logits = self._logits(datasets)
+    def judge_pooled(self, datasets: Sequence[Dataset], pooled: Sequence[Tensor]) -> tuple[Evaluation, ...]:
+        """Evaluate data sets by the vectors of their texts, pooled_ND each; each task at its own best temperature."""
+        logits = [self._head_logits(*pair) for pair in zip(pooled, datasets, strict=True)]
         temperatures = _task_temperatures(datasets, logits)
         return tuple(
             evaluate_scores(dataset, torch.softmax(logits_NC / _column(dataset, temperatures), -1).numpy())
@@ -191,7 +191,8 @@ class TextStage(Stage):
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperature of each head, fitted on all development examples of its task, judged or not."""
-        fitted = _task_temperatures(self._held_sets, self._logits(self._held_sets))
+        logits = [self._head_logits(self.pool(dataset), dataset) for dataset in self._held_sets]
+        fitted = _task_temperatures(self._held_sets, logits)
         return {head: fitted.get(_task(head), 1.0) for head in self.classes}
 
     def pool(self, dataset: Dataset) -> Tensor:
@@ -207,12 +208,9 @@ class TextStage(Stage):
         """Return those that are labelled with our seven labels."""
         return [dataset for dataset in self.sets(split) if EMOTION in dataset.classes]
 
-    def _logits(self, datasets: Sequence[Dataset]) -> list[Tensor]:
-        """Return logits_NC per data set, each text answered by the head that its labels belong to."""
-        return [self._head_logits(self.pool(dataset), dataset) for dataset in datasets]
-
     @torch.no_grad()
     def _head_logits(self, pooled_ND: Tensor, dataset: Dataset) -> Tensor:
+        """Return logits_NC, each text answered by the head that its labels belong to."""
         answers = {name: self.heads[name](pooled_ND.to(self._compute.device)).cpu() for name in dataset.classes}
         return torch.stack([answers[example.head][row] for row, example in enumerate(dataset.examples)])
 
