@@ -9,7 +9,7 @@ Nothing in it is unpickled: loading a checkpoint runs no code from it.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from emostream.model.encoder import build_encoder
 from emostream.model.errors import CheckpointError
+from emostream.model.features import Variant
 from emostream.model.network import FusedEmotionModel, FusionHead, TextBranch, VoiceBranch, build_heads
 from emostream.model.normalise import Normalisation
 from emostream.model.quantise import quantise_rows, widen_rows
@@ -33,7 +34,7 @@ _CONFIG, _TOKENIZER, _WEIGHTS = "config.json", "tokenizer.json", "model.safetens
 class VoiceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the voice branch is built from."""
 
-    variant: Literal["mel", "chroma", "both"]
+    variant: Variant
     width_multiplier: float
 
 

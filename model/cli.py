@@ -219,8 +219,8 @@ def predict(
 
     clips = clip or []
     if texts == ["-"] or not (texts or clips):
-        given_lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="replace")
-        texts = [line.rstrip("\n") for line in given_lines]
+        lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="replace")
+        texts = [line.rstrip("\n") for line in lines]
     # What the shell hands over may hold bytes that are no UTF-8; they come as lone surrogates.
     given = [text.encode(errors="replace").decode() for text in texts or () if text.strip()]
     if not given and not clips:
@@ -308,7 +308,7 @@ def _table_row(text: str | None, file: Path | None, outcome: "Scored") -> list[R
     # What is not there goes without saying; --json says it, with confidences.
     labels = (answer.label for answer in outcome.attributes.values())
     further = ", ".join(label for label in labels if not label.startswith(("not-", "non_", "none")))
-    what = " + ".join(filter(None, (text, _shown(Path(file.name)) if file else None)))
+    what = " + ".join(filter(None, (text, Path(_shown(file)).name)))
     return [
         Text(what), ranked[0][1], f"{ranked[0][0]:.2f}", f"{ranked[1][1]} {ranked[1][0]:.2f}", further,
         ", ".join(outcome.flags),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -38,7 +39,8 @@ MOST_FRAMES = 384
 OVERLAP_FRAMES = 96
 """Frames that two neighbouring windows share."""
 
-VARIANTS = {"mel": ("mel",), "chroma": ("chroma",), "both": ("mel", "chroma")}
+Variant = Literal["mel", "chroma", "both"]
+VARIANTS: dict[Variant, tuple[str, ...]] = {"mel": ("mel",), "chroma": ("chroma",), "both": ("mel", "chroma")}
 """The paper's three variants, as the channels of the image."""
 
 _MEL_BANDS = 64
@@ -64,7 +66,7 @@ class SpeechImages(nn.Module):
     """Waveforms of one length -> images, on the device that the module is on.
 
     Args:
-        variant: One of `VARIANTS`.
+        variant: Which channels.
     """
 
     _mel_QM: Tensor
@@ -73,7 +75,7 @@ class SpeechImages(nn.Module):
     _chroma_window: Tensor
     _stretch_PM: Tensor
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.channels = VARIANTS[variant]
         mel_MQ = mel(

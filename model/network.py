@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import RobertaModel
 
-from emostream.model.features import SpeechImages
+from emostream.model.features import SpeechImages, Variant
 from emostream.model.mobilenet import MobileNet
 
 
@@ -53,7 +53,7 @@ class VoiceBranch(nn.Module):
         width_multiplier: MobileNet's.
     """
 
-    def __init__(self, *, variant: str, width_multiplier: float) -> None:
+    def __init__(self, *, variant: Variant, width_multiplier: float) -> None:
         super().__init__()
         self.images = SpeechImages(variant)
         self.body = MobileNet(channels=len(self.images.channels), width_multiplier=width_multiplier)

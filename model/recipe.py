@@ -2,12 +2,13 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from emostream.model.errors import RecipeError
+from emostream.model.features import Variant
 
 RECIPES = Path(__file__).parent / "recipes"
 SHIPPED_RECIPE = RECIPES / "emostream.toml"
@@ -149,7 +150,7 @@ class VoiceRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     datasets: Annotated[tuple[DatasetChoice, ...], Meta(min_length=1)]
     optimisation: VoiceOptimisation
-    variant: Literal["mel", "chroma", "both"] = "both"
+    variant: Variant = "both"
     width_multiplier: float = 1.0
     weights: str = ""
     head_width: Positive = 256

@@ -152,25 +152,23 @@ def write_cross_validation(folds: "Sequence[Sequence[Evaluation]]", folder: Path
 
 
 def _cross_validation_values(evaluations: "Sequence[Evaluation]") -> dict[str, object]:
-    first = evaluations[0]
+    together = _all_folds(evaluations)
     values = {
-        "task": first.task,
-        "split": first.split,
-        "modalities": first.modalities,
-        "labels": first.labels,
-        "official": first.official.name,
-        "divided": first.is_fold,
+        "task": together.task,
+        "split": together.split,
+        "modalities": together.modalities,
+        "labels": together.labels,
+        "official": together.official.name,
+        "divided": together.is_fold,
         "mean": {name: statistics.fmean(map(figure, evaluations)) for name, figure in _FOLD_FIGURES.items()},
         "sd": {name: _deviation(map(figure, evaluations)) for name, figure in _FOLD_FIGURES.items()},
         "folds": evaluations,
     }
-    if first.is_fold:
-        together = _all_folds(evaluations)
+    if together.is_fold:
         names = ("precision", "recall", "f1", "support")
-        values["split"] = together.split
         values["per_class"] = {
             label: dict(zip(names, row, strict=True))
-            for label, row in zip(first.labels, _pooled_classes(together.confusion), strict=True)
+            for label, row in zip(together.labels, _pooled_classes(together.confusion), strict=True)
         }
         values["confusion"] = together.confusion
     return values

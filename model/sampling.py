@@ -22,8 +22,8 @@ _TEXTS_PER_RECORDING = 5
 
 def read_choices(
     choices: Sequence[DatasetChoice], *, data: Path, fold: tuple[int, int] | None
-) -> tuple[list[Dataset], list[Dataset]]:
-    """Read a recipe's data sets: of each what is learned from, and what is held out.
+) -> tuple[list[Dataset], list[Dataset], list[Dataset]]:
+    """Read a recipe's data sets: of each what is learned from and what is held out, and of the latter what judges.
 
     Args:
         choices: The data sets.
@@ -40,12 +40,8 @@ def read_choices(
     splits = [
         read_splits(choice.name, data / choice.folder, fold=fold if choice.judged else None) for choice in choices
     ]
-    return [learned for learned, _ in splits], [held for _, held in splits]
-
-
-def judging(held: Sequence[Dataset], choices: Sequence[DatasetChoice]) -> list[Dataset]:
-    """Return what is held out of those data sets that are to judge."""
-    return [dataset for dataset, choice in zip(held, choices, strict=True) if choice.judged]
+    learned, held = ([pair[side] for pair in splits] for side in (0, 1))
+    return learned, held, [dataset for dataset, choice in zip(held, choices, strict=True) if choice.judged]
 
 
 def shares(sizes: Sequence[int], choices: Sequence[DatasetChoice], *, total: int, power: float) -> list[int]:

@@ -26,15 +26,7 @@ from emostream.model.normalise import Normalisation
 from emostream.model.pooling import Compute, pool_texts
 from emostream.model.recipe import TextRecipe
 from emostream.model.samples import EMOTION
-from emostream.model.sampling import (
-    class_weights,
-    draw,
-    judging,
-    read_choices,
-    shares,
-    shuffled_batches,
-    soft_targets,
-)
+from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
 from emostream.model.training_loop import Stage
 
 _log = logging.getLogger(__name__)
@@ -79,8 +71,8 @@ class TextStage(Stage):
             normalisation=Normalisation(emoji_to_words=recipe.emoji_to_words),
             window_tokens=recipe.window_tokens,
         )
-        train_sets, self._held_sets = read_choices(recipe.datasets, data=data, fold=fold)
-        self._train_sets, self._dev_sets = train_sets, judging(self._held_sets, recipe.datasets)
+        train_sets, self._held_sets, self._dev_sets = read_choices(recipe.datasets, data=data, fold=fold)
+        self._train_sets = train_sets
         self.classes = {head: labels for dataset in train_sets for head, labels in dataset.classes.items()}
         self.branch = TextBranch(load_pretrained_encoder(encoder))
         check_window(self.branch.encoder, recipe.window_tokens)

@@ -131,7 +131,7 @@ def run_stage(
     trainer = _Trainer(stage, folder=folder, compute=compute, built_on=_checksum(built_on))
     while len(trainer.progress.epochs) < stage.optimisation.epochs:
         trainer.train_epoch(seed, on_step)
-    stage.load_state_dict(_load_kept(_weights_file(folder, trainer.progress.best.epoch), compute))
+    stage.load_state_dict(_load_kept(_weights_file(folder, trainer.progress.best.epoch), str(compute.device)))
     stage.eval()
     return trainer.progress
 
@@ -275,7 +275,7 @@ class _Trainer:
         if self._rank == 0:  # perhaps it was stopped after the epoch was kept, and before that was told
             self._report()
         last = self.progress.epochs[-1].epoch
-        self._stage.load_state_dict(_load_kept(_weights_file(self._folder, last), self._compute))
+        self._stage.load_state_dict(_load_kept(_weights_file(self._folder, last), str(self._compute.device)))
         _restore_optimiser_state(self._optimiser, _load_kept(_optimiser_file(self._folder, last)))
         self._steps_done = len(self.progress.epochs) * self._steps_per_epoch
         _log.info("%s: %d of %d epochs are done", self._stage.name, len(self.progress.epochs),
@@ -290,14 +290,14 @@ def _optimiser_file(folder: Path, epoch: int) -> Path:
     return folder / f"optimiser-{epoch}.safetensors"
 
 
-def _load_kept(file: Path, compute: Compute | None = None) -> dict[str, Tensor]:
-    """Read what a stage kept, onto the device of `compute` or the CPU.
+def _load_kept(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read what a stage kept.
 
     Raises:
         RecipeError: It is gone, or not whole.
     """
     try:
-        return load_file(file, device=str(compute.device) if compute else "cpu")
+        return load_file(file, device=device)
     except (FileNotFoundError, SafetensorError) as error:
         raise _not_whole(file, error) from error
 

@@ -27,15 +27,7 @@ from emostream.model.network import Head, VoiceBranch
 from emostream.model.pooling import Compute, pool_clips
 from emostream.model.recipe import VoiceRecipe
 from emostream.model.samples import EMOTION, LABELS
-from emostream.model.sampling import (
-    class_weights,
-    draw,
-    judging,
-    read_choices,
-    shares,
-    shuffled_batches,
-    soft_targets,
-)
+from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
 from emostream.model.training_loop import Stage
 
 _log = logging.getLogger(__name__)
@@ -65,8 +57,8 @@ class VoiceStage(Stage):
         super().__init__()
         self.optimisation = recipe.optimisation
         self._recipe, self._compute, self._seed = recipe, compute, seed
-        learned, held = read_choices(recipe.datasets, data=data, fold=fold)
-        heard, judged = list(map(_heard, learned)), list(map(_heard, judging(held, recipe.datasets)))
+        learned, _, judging = read_choices(recipe.datasets, data=data, fold=fold)
+        heard, judged = list(map(_heard, learned)), list(map(_heard, judging))
         self._train_sets = train_sets = [dataset for dataset, _ in heard]
         self._dev_sets = [dataset for dataset, _ in judged]
         self._labels = [[example.labels for example in dataset.examples] for dataset in train_sets]

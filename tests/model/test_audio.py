@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,12 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from tiny_recordings import Samples, encode
 
 from emostream.model.audio import MOST_SECONDS, SAMPLE_RATE_HZ, Recording, decode_recording
 from emostream.model.errors import AudioError
-
-Samples = NDArray[np.float32]
 
 SECONDS = 2.0
 FORMATS = {
@@ -43,41 +40,6 @@ def voice(seconds: float, rate_hz: int) -> Samples:
     overtones = sum(np.sin(k * phase) / k for k in range(1, 16))
     syllables = (1 - np.cos(2 * np.pi * 4 * at_s)) / 2
     return np.asarray(0.2 * overtones * syllables, np.float32)
-
-
-def encode(
-    channels: Samples,
-    *,
-    rate_hz: int,
-    container: str,
-    codec: str,
-    layout: str = "mono",
-    muxer: dict[str, str] | None = None,
-    picture: bool = False,
-) -> bytes:
-    """Encode float samples of shape (channels, samples)."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=muxer or {}) as output:
-        if picture:
-            pictures = output.add_stream("mpeg4", rate=25)
-            pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
-        options = {"strict": "experimental"} if codec == "vorbis" else {}
-        sound = output.add_stream(codec, rate=rate_hz, layout=layout, options=options)
-        sound.codec_context.open()
-        if picture:
-            for number in range(25):
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8), format="rgb24")
-                frame.pts = number
-                output.mux(pictures.encode(frame))
-            output.mux(pictures.encode(None))
-        packed = np.ascontiguousarray(channels.T.reshape(1, -1), np.float32)
-        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
-        frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
-        fit = av.AudioResampler(sound.codec_context.format, layout, rate_hz, sound.codec_context.frame_size or None)
-        for part in (*fit.resample(frame), *fit.resample(None)):
-            output.mux(sound.encode(part))
-        output.mux(sound.encode(None))
-    return buffer.getvalue()
 
 
 @functools.cache

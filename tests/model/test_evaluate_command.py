@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from tiny_data import write_goemotions, write_iemocap, write_meld, write_ravdess, write_tone, write_tweeteval
+from tiny_recordings import encode
 
 from emostream.model import cli
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
@@ -51,20 +51,12 @@ def write_meld_with_clips(folder: Path) -> None:
     rows = ["I am so happy for you!,joy,0,0", "I hate you!,anger,0,1", "It is at nine.,neutral,1,0"]
     header = "Utterance,Emotion,Dialogue_ID,Utterance_ID"
     (folder / "test_sent_emo.csv").write_text("\n".join([header, *rows]) + "\n")
+    at_s = np.arange(2 * 48_000) / 48_000
+    hum = (0.3 * np.sin(2 * np.pi * 200 * at_s) * np.sin(2 * np.pi * at_s))[None]
     for name in ("dia0_utt0", "dia0_utt1"):
-        write_mp4(folder / "output_repeated_splits_test" / f"{name}.mp4")
-
-
-def write_mp4(file: Path, *, rate_hz: int = 48_000) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    at_s = np.arange(2 * rate_hz, dtype=np.float32) / rate_hz
-    hum = (0.3 * np.sin(2 * np.pi * 200 * at_s) * np.sin(np.pi * 2 * at_s)).astype(np.float32)
-    with av.open(str(file), "w") as film:
-        sound = film.add_stream("aac", rate=rate_hz, layout="mono")
-        frame = av.AudioFrame.from_ndarray(hum[None], format="fltp", layout="mono")
-        frame.rate = rate_hz
-        for packet in (*sound.encode(frame), *sound.encode(None)):
-            film.mux(packet)
+        film = folder / "output_repeated_splits_test" / f"{name}.mp4"
+        film.parent.mkdir(exist_ok=True)
+        film.write_bytes(encode(hum, rate_hz=48_000, container="mp4", codec="aac", picture=True))
 
 
 CASES = {
