@@ -1,7 +1,8 @@
 """The heads stage: some heads learn on, alone, from texts that the finished encoder pooled once. Run by `training`.
 
 A head of many classes learns longer than the encoder it shares with the others: TweetEval's 20 emoji gain from epochs
-that would spoil the smaller data sets, and on pooled vectors an epoch takes seconds.
+that would spoil the smaller data sets, and on pooled vectors an epoch takes seconds. Each head ends with its own best
+epoch: with one for emotion and emoji together, emoji lost what it had gained.
 
 Legend: B texts of a batch, N texts, D width of a pooled text, C classes.
 """
@@ -11,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from emostream.model.errors import RecipeError
@@ -24,74 +25,65 @@ from emostream.model.training_loop import Stage
 
 
 class HeadStage(Stage):
-    """Which heads learn on, from what, and how they are judged. The text stage's own heads are changed in place.
+    """One head that learns on, from what, and how it is judged. The text stage's own head is changed in place.
 
     Args:
         recipe: The stage's part of the recipe.
+        dataset: Whose head: a data set of the text stage.
         text: The finished text stage.
         compute: Device and precision.
         seed: Of the order of texts.
     """
 
-    name = "heads"
-
-    def __init__(self, recipe: HeadRecipe, *, text: TextStage, compute: Compute, seed: int) -> None:
+    def __init__(self, recipe: HeadRecipe, dataset: str, *, text: TextStage, compute: Compute, seed: int) -> None:
         super().__init__()
+        self.name = f"heads, {dataset}"
         self.optimisation = recipe.optimisation
         self._compute, self._seed = compute, seed
         # Not the stage itself: as a module it would be learned, and saved, along with its heads.
         self._judge_pooled, self._figure = text.judge_pooled, text.figure
-        known = {dataset.name: dataset for dataset in text.sets("train")}
-        chosen = [known[name] for name in recipe.datasets]
-        self._names = [next(iter(dataset.classes)) for dataset in chosen]
-        self._dev_sets = [dataset for dataset in text.sets("dev") if dataset.name in recipe.datasets]
-        self._dev_pooled = [text.pool(dataset) for dataset in self._dev_sets]
-        self._pooled_ND = [text.pool(dataset) for dataset in chosen]
-        self._targets_NC = [
-            soft_targets(
-                [example.labels for example in dataset.examples],
-                len(dataset.classes[name]),
-                smoothing=self.optimisation.label_smoothing,
-            )
-            * class_weights(dataset, recipe.class_weight_power, torch.device("cpu"))[name]
-            for dataset, name in zip(chosen, self._names, strict=True)
-        ]
-        self.heads = nn.ModuleDict({name: text.heads[name] for name in self._names})
+        chosen, self._dev_set = (
+            next(each for each in text.sets(split) if each.name == dataset) for split in ("train", "dev")
+        )
+        self._pooled_ND, self._dev_pooled_ND = text.pool(chosen), text.pool(self._dev_set)
+        ((name, labels),) = chosen.classes.items()
+        smoothing = self.optimisation.label_smoothing
+        weights_C = class_weights(chosen, recipe.class_weight_power, torch.device("cpu"))[name]
+        self._targets_NC = weights_C * soft_targets(
+            [example.labels for example in chosen.examples], len(labels), smoothing=smoothing
+        )
+        self.head = text.heads[name]
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch, on one device."""
-        return sum(math.ceil(len(rows) / self.optimisation.batch_size) for rows in self._pooled_ND)
+        return math.ceil(len(self._pooled_ND) / self.optimisation.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield batches of one data set's rows, with its number; every row once."""
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """Yield batches of rows; every row once."""
         chance = random.Random(self._seed + epoch)
-        size = self.optimisation.batch_size
-        batches = []
-        for number, rows in enumerate(self._pooled_ND):
-            order = chance.sample(range(len(rows)), len(rows))
-            batches += [(number, order[start : start + size]) for start in range(0, len(order), size)]
+        size, rows = self.optimisation.batch_size, len(self._pooled_ND)
+        order = chance.sample(range(rows), rows)
+        batches = [order[start : start + size] for start in range(0, rows, size)]
         chance.shuffle(batches)
         yield from batches
 
-    def forward(self, batch: tuple[int, list[int]]) -> Tensor:
+    def forward(self, batch: list[int]) -> Tensor:
         """Return the batch's mean loss."""
-        number, rows = batch
         device = self._compute.device
-        logits_BC = self.heads[self._names[number]](self._pooled_ND[number][rows].to(device))
-        targets_BC = self._targets_NC[number][rows].to(device)
-        return -(targets_BC * functional.log_softmax(logits_BC, -1)).sum() / len(rows)
+        logits_BC = self.head(self._pooled_ND[batch].to(device))
+        return -(self._targets_NC[batch].to(device) * functional.log_softmax(logits_BC, -1)).sum() / len(batch)
 
-    def peak_rate(self, parameter: str) -> float:  # noqa: ARG002 - there is nothing but heads
+    def peak_rate(self, parameter: str) -> float:  # noqa: ARG002 - there is nothing but the head
         """Return the one rate."""
         return self.optimisation.learning_rate
 
     def judge(self) -> tuple[Evaluation, ...]:
-        """Evaluate the development splits of these heads' data sets."""
-        return self._judge_pooled(self._dev_sets, self._dev_pooled)
+        """Evaluate the development split of the head's data set."""
+        return self._judge_pooled([self._dev_set], [self._dev_pooled_ND])
 
     def figure(self, evaluations: Sequence[Evaluation]) -> float:
-        """Return the mean of the official metrics."""
+        """Return the official metric."""
         return self._figure(evaluations)
 
 

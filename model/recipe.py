@@ -114,11 +114,11 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class HeadRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The heads stage: some heads learn on, alone, on top of the finished encoder.
+    """The heads stage: some heads learn on, each by itself, on top of the finished encoder.
 
     Attributes:
         datasets: Names of data sets of the text stage whose heads do; each has one head.
-        optimisation: How they descend.
+        optimisation: How each descends.
         class_weight_power: As for a data set, in place of what the text stage did.
     """
 

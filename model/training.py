@@ -3,7 +3,7 @@
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
     RUN/text-N        the same from the start, to be averaged, too
-    RUN/heads         some of these heads, longer   (head_training.py)
+    RUN/heads/SET     the head of a data set, longer (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
     RUN/fusion        the head over both            (fusion_training.py)
     RUN/best          the checkpoint that comes out, ready for use
@@ -101,9 +101,12 @@ def _run_stages(
     _make_small(text.branch)
     judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
-        heads = HeadStage(recipe.heads, text=text, compute=compute, seed=recipe.seed)
-        learned = _learn_on(heads, text, folder=run / "heads", compute=compute, seed=recipe.seed, on_step=on_step)
-        judged |= {each.task: each for each in learned}
+        for name in recipe.heads.datasets:
+            head = HeadStage(recipe.heads, name, text=text, compute=compute, seed=recipe.seed)
+            learned = _learn_on(
+                head, text, folder=run / "heads" / name, compute=compute, seed=recipe.seed, on_step=on_step
+            )
+            judged |= {each.task: each for each in learned}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
         _make_small(voice.branch)
@@ -129,14 +132,14 @@ def _run_stages(
 
 
 def _learn_on(
-    heads: HeadStage, text: TextStage, *, folder: Path, compute: Compute, seed: int, on_step: Progress
+    head: HeadStage, text: TextStage, *, folder: Path, compute: Compute, seed: int, on_step: Progress
 ) -> tuple[Evaluation, ...]:
-    """Run the heads stage, and leave the heads as they were if no epoch made them better."""
-    before, came = {name: tensor.clone() for name, tensor in heads.state_dict().items()}, heads.judge()
-    progress = run_stage(heads, folder=folder, compute=compute, seed=seed, built_on=[text.branch], on_step=on_step)
-    if progress.best.figure > heads.figure(came):
-        return heads.judge()
-    heads.load_state_dict(before)
+    """Run the heads stage of a head, and leave it as it was if no epoch made it better."""
+    before, came = {name: tensor.clone() for name, tensor in head.state_dict().items()}, head.judge()
+    progress = run_stage(head, folder=folder, compute=compute, seed=seed, built_on=[text.branch], on_step=on_step)
+    if progress.best.figure > head.figure(came):
+        return head.judge()
+    head.load_state_dict(before)
     return came
 
 

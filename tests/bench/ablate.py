@@ -131,16 +131,16 @@ def from_nothing(stage: type[TextStage] | type[VoiceStage], *, data: Path, compu
     return build
 
 
-def over_text(recipe: Recipe, checkpoint: Checkpoint, *, only: tuple[str, ...], data: Path, compute: Compute) -> Build:
-    """Return what builds the heads stage over a checkpoint's encoder, its heads without what they learned."""
-    text = finished_text(recipe, checkpoint, only=only, data=data, compute=compute)
+def over_text(recipe: Recipe, checkpoint: Checkpoint, dataset: str, *, data: Path, compute: Compute) -> Build:
+    """Return what builds the heads stage over a checkpoint's encoder, the head without what it learned."""
+    text = finished_text(recipe, checkpoint, only=(dataset,), data=data, compute=compute)
 
     def build(changed: Any, seed: int) -> Stage:
         torch.manual_seed(seed)
         for module in text.heads.modules():
             if isinstance(module, torch.nn.Linear):
                 module.reset_parameters()
-        return HeadStage(changed, text=text, compute=compute, seed=seed)
+        return HeadStage(changed, dataset, text=text, compute=compute, seed=seed)
 
     return build
 
@@ -216,8 +216,11 @@ def taken_apart(
         return base, voice_variants(base), from_nothing(VoiceStage, data=options.data, compute=compute)
     checkpoint = load_checkpoint(options.checkpoint)
     if isinstance(base, HeadRecipe):
-        heads = over_text(recipe, checkpoint, only=base.datasets, data=options.data, compute=compute)
-        return base, head_variants(base), heads
+        dataset = options.head or base.datasets[-1]
+        if dataset not in base.datasets:
+            raise SystemExit(f"the heads that learn on by {options.recipe} are those of {', '.join(base.datasets)}")
+        head = over_text(recipe, checkpoint, dataset, data=options.data, compute=compute)
+        return base, head_variants(base), head
     return base, fusion_variants(base), over_both(recipe, checkpoint, data=options.data, compute=compute)
 
 
@@ -229,6 +232,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=SHIPPED_RECIPE, help="what is taken apart (the shipped recipe)")
     parser.add_argument("--epochs", type=int, help="of each run (1 for text, 6 for voice, the recipe's else)")
     parser.add_argument("--examples", type=int, help="of an epoch (32,000 texts, 1,600 recordings, else the recipe's)")
+    parser.add_argument("--head", help="data set whose head is taken apart, by --stage heads (the recipe's last)")
     parser.add_argument("--seeds", type=int, default=2, help="how often the unchanged recipe is trained (2)")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED, help="whose branches heads and fusion learn over")
     parser.add_argument("--only", nargs="*", help="names of variants")

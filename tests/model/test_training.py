@@ -102,7 +102,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     steps: list[tuple[str, int, int]] = []
     train(RECIPE, data=data, run=folder, device="cpu", on_step=lambda *step: steps.append(step[:3]))
-    for stage in ("text", "heads", "voice", "fusion"):
+    for stage in ("text", "heads, tweeteval/irony", "voice", "fusion"):
         told = [(done, total) for name, done, total in steps if name == stage]
         assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
     return folder
@@ -132,7 +132,7 @@ def test_every_path_learns(run: Path, data: Path) -> None:
 
 
 def test_a_run_leaves_logs_curves_and_figures(run: Path) -> None:
-    for stage in ("text", "heads", "voice", "fusion"):
+    for stage in ("text", "heads/tweeteval/irony", "voice", "fusion"):
         with (run / stage / "log.csv").open() as lines:
             rows = list(csv.DictReader(lines))
         assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
@@ -164,7 +164,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(run: Path, data: Path, 
         pass
 
     def interrupt(name: str, done: int, total: int, _loss: float) -> None:
-        if name == stage and done == total // 2 + 1:  # in the middle of an epoch
+        if name.split(",")[0] == stage and done == total // 2 + 1:  # in the middle of an epoch
             raise Interrupted
 
     stages = ["text", "heads", "voice", "fusion"]
@@ -185,14 +185,14 @@ def test_what_was_learned_on_other_weights_is_refused(run: Path, data: Path, tmp
         weights = load_file(file)
         weights["branch.encoder.embeddings.LayerNorm.weight"] += 0.5
         save_file(weights, file)
-    with pytest.raises(RecipeError, match=r"heads was learned on top of other weights.*remove it"):
+    with pytest.raises(RecipeError, match=r"heads/tweeteval/irony was learned on top of other weights.*remove it"):
         train(RECIPE, data=data, run=tmp_path, device="cpu")
 
 
 def test_a_run_of_before_checksums_were_kept_is_resumed(run: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     (tmp_path / "best").rename(tmp_path / "as it was")
-    for file in tmp_path.glob("*/progress.json"):
+    for file in tmp_path.rglob("progress.json"):
         progress = json.loads(file.read_bytes())
         del progress["built_on"]
         file.write_text(json.dumps(progress))
@@ -281,6 +281,17 @@ def test_a_head_that_learning_on_makes_no_better_stays_as_it_was(run: Path, data
     head = load_checkpoint(tmp_path / "best").network.attributes["irony"]
     for name, tensor in head.state_dict().items():
         torch.testing.assert_close(tensor, came[f"heads.irony.{name}"], rtol=0, atol=float(tensor.abs().max()) / 127)
+
+
+def test_each_head_learns_on_by_itself(run: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "text", tmp_path / "text")
+    recipe = msgspec.structs.replace(changed(RECIPE, "heads", datasets=("meld", "tweeteval/irony")), voice=None)
+    train(recipe, data=data, run=tmp_path, device="cpu")
+    alone, beside = (end_of(folder / "heads/tweeteval/irony") for folder in (run, tmp_path))
+    assert set(beside) == {"head.dense.weight", "head.dense.bias", "head.classify.weight", "head.classify.bias"}
+    for name, tensor in alone.items():
+        torch.testing.assert_close(beside[name], tensor, msg=name)
+    assert end_of(tmp_path / "heads/meld")["head.classify.bias"].shape == (7,)
 
 
 def test_a_loss_that_is_no_number_ends_the_training(data: Path, tmp_path: Path) -> None:
