@@ -40,8 +40,7 @@ class HeadStage(Stage):
         self.name = f"heads, {dataset}"
         self.optimisation = recipe.optimisation
         self._compute, self._seed = compute, seed
-        # Not the stage itself: as a module it would be learned, and saved, along with its heads.
-        self._judge_pooled, self._figure = text.judge_pooled, text.figure
+        self._judge_pooled = text.judge_pooled  # not the stage itself: as a module it would be learned, and saved, too
         chosen, self._dev_set = (
             next(each for each in text.sets(split) if each.name == dataset) for split in ("train", "dev")
         )
@@ -84,7 +83,8 @@ class HeadStage(Stage):
 
     def figure(self, evaluations: Sequence[Evaluation]) -> float:
         """Return the official metric."""
-        return self._figure(evaluations)
+        (own,) = evaluations
+        return own.official.value
 
 
 def check_heads(recipe: HeadRecipe, *, text: TextStage) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from accounts import FAULT, table_of_faults
+from accounts import FAULT, FULL, table_of_faults
 from faulty import running_cluster
 from support import (
     BOOTSTRAP,
@@ -53,7 +53,14 @@ def pytest_report_header() -> list[str]:
     else:
         second = "NO Apache Kafka: none at hand, and EMOSTREAM_TEST_BOOTSTRAP names none"
     secure = "one started for this run" if KAFKA_SCRIPT.is_file() else "NONE: there is no start script to be found"
-    return [f"brokers: the embedded one, and {second}", f"a Kafka with TLS and logins: {secure}"]
+    process = (
+        "each broker" if FULL or len(BROKERS) == 1 else f"{BROKERS[-1]} alone, and on the other by `make test-faults`"
+    )
+    return [
+        f"brokers: the embedded one, and {second}",
+        f"a Kafka with TLS and logins: {secure}",
+        f"faults of the model's process: on {process}",
+    ]
 
 
 _TABLE_BEGINS, _TABLE_ENDS = "<!-- faults: made by `make test-faults` -->", "<!-- end of faults -->"

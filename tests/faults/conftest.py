@@ -7,31 +7,18 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from accounts import FAULT, FULL, Account, Ledger, NoteRow
-from support import BROKERS
+from accounts import FAULT, Account, Ledger, NoteRow
 
 # kafka-python leaves sockets open when its broker dies. Those that are collected in the midst of a test are as harmless
 # as those that `forget_broken_connections` collects after it.
 _LEFT_OPEN = "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let no test of this folder fail for what kafka-python left open; leave out what another broker shows as well.
-
-    What becomes of the model's process does not depend on the broker: in the smaller size the last one alone shows it.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let no test of this folder fail for what kafka-python left open."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(_LEFT_OPEN))
-    left_out = [] if FULL else [item for item in items if _is_shown_elsewhere(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
-
-
-def _is_shown_elsewhere(item: pytest.Item) -> bool:
-    return (
-        item.path == Path(__file__).parent / "test_gpu_worker.py" and item.callspec.params["broker"] != BROKERS[-1]  # type: ignore[attr-defined]
-    )
 
 
 @pytest.fixture(autouse=True)

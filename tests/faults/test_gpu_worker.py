@@ -6,11 +6,15 @@ import signal
 import uuid
 from pathlib import Path
 
-from accounts import ROW_S, NoteRow, Traffic, sized
-from support import Broker, RunningWorker, await_true, running_worker, with_broken_model
+import pytest
+from accounts import FULL, ROW_S, NoteRow, Traffic, sized
+from support import BROKERS, Broker, RunningWorker, await_true, running_worker, with_broken_model
 
 from emostream.model.checkpoint import SHIPPED
 from emostream.streams.settings import Settings
+
+# What becomes of the model's process does not depend on the broker: in the smaller size one shows it.
+pytestmark = pytest.mark.parametrize("broker", BROKERS if FULL else BROKERS[-1:], indirect=True, scope="session")
 
 
 def test_killed(shared_worker: RunningWorker, broker: Broker, note_row: NoteRow) -> None:
