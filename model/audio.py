@@ -148,9 +148,10 @@ def decode_in_steps(source: bytes | Path) -> Generator[None, None, Recording]:
         if not head:
             raise AudioError("audio_empty", "the recording has no bytes")
         _check_wav_rate(head)
+        size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
         try:
-            waveform, damaged = yield from _decode(file, open_ended=_is_open_ended_wav(head))
+            waveform, damaged = yield from _decode(file, whole_wav=_is_whole_wav(head, size_bytes))
         except av.FFmpegError as error:
             raise AudioError("audio_undecodable", f"no recording that can be read: {error.strerror}") from error
     truncated = waveform.size > _MOST_SAMPLES
@@ -188,22 +189,26 @@ def _check_wav_rate(head: bytes) -> None:
         _check_rate(int.from_bytes(head[24:28], "little"))
 
 
-def _is_open_ended_wav(head: bytes) -> bool:
-    """Say whether this is a WAV written to a pipe: its writer could not go back to fill in the length of the samples.
+def _is_whole_wav(head: bytes, size_bytes: int) -> bool:
+    """Say whether this is a WAV with nearly all the bytes of sound that its header declares: some count a few too many.
 
-    ffmpeg leaves 0xFFFFFFFF, sox just below 0x80000000, others 0. It ends where the bytes end, and nothing is missing.
+    One written to a pipe declares none: its writer could not go back to fill in their number. ffmpeg leaves 0xFFFFFFFF,
+    sox just below 0x80000000, others 0. It ends where the bytes end, and nothing is missing.
     """
     at = head.find(b"data", 12)
-    length_bytes = int.from_bytes(head[at + 4 : at + 8], "little")
-    return head[:4] == b"RIFF" and at > 0 and (length_bytes == 0 or length_bytes >= _UNKNOWN_LENGTH_BYTES)
+    if head[:4] != b"RIFF" or at < 0:
+        return False
+    declared_bytes = int.from_bytes(head[at + 4 : at + 8], "little")
+    open_ended = declared_bytes == 0 or declared_bytes >= _UNKNOWN_LENGTH_BYTES
+    return open_ended or size_bytes - at - 8 >= LEAST_SHARE * declared_bytes
 
 
-def _decode(file: BinaryIO, *, open_ended: bool) -> Generator[None, None, tuple[NDArray[np.float32], bool]]:
+def _decode(file: BinaryIO, *, whole_wav: bool) -> Generator[None, None, tuple[NDArray[np.float32], bool]]:
     """Return in steps the waveform, up to a frame longer than `MOST_SECONDS`, and whether something of it was lost."""
     _bound_allocations()
     with av.open(file, mode="r", container_options=_OPTIONS, metadata_errors="replace") as container:
         stream = _audio_stream(container)
-        decoding = _Decoding(container, stream, open_ended=open_ended)
+        decoding = _Decoding(container, stream, whole_wav=whole_wav)
         blocks: list[NDArray[np.float32]] = []
         samples = paused_at = 0
         for block in decoding.blocks():
@@ -275,10 +280,10 @@ def _ends_with_last_page(file: BinaryIO) -> bool:
 class _Decoding:
     """The way from a stream's packets to blocks of 16 kHz mono."""
 
-    def __init__(self, container: InputContainer, stream: AudioStream, *, open_ended: bool) -> None:
+    def __init__(self, container: InputContainer, stream: AudioStream, *, whole_wav: bool) -> None:
         self._container = container
         self._stream = stream
-        self._open_ended = open_ended
+        self._whole_wav = whole_wav
         self._mixer: _Mixer | None = None
         self.damaged = False
 
@@ -299,7 +304,7 @@ class _Decoding:
                 break
             if packet is None:
                 return
-            self.damaged |= packet.is_corrupt and not self._open_ended
+            self.damaged |= packet.is_corrupt and not self._whole_wav  # ffmpeg says so of a WAV a byte short
             try:
                 yield from packet.decode()
             except av.FFmpegError:

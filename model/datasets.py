@@ -36,6 +36,9 @@ _TO_EKMAN = {fine: label for label, fines in EKMAN.items() for fine in fines.spl
 
 TWEETEVAL_TASKS = ("emotion", "hate", "irony", "offensive", "sentiment", "stance", "emoji")
 STANCE_TARGETS = ("abortion", "atheism", "climate", "feminist", "hillary")
+_STANCE_HILLARY_ONCE = "hilary"
+"""The fifth target's folder in early releases of TweetEval."""
+
 _TWEETEVAL_CLASSES = {"offensive": ("not-offensive", "offensive")}
 """An early `mapping.txt` of this task has the two names the wrong way round; the labels mean this."""
 
@@ -269,11 +272,14 @@ def _read_tweeteval(task: str, folder: Path, split: str) -> Dataset:
         examples = tuple(_tweeteval_examples(folder / task, split, head, classes[head]))
     else:
         names = _tweeteval_classes(folder, task)
+        places = {target: folder / task / target for target in STANCE_TARGETS}
+        if (once := folder / task / _STANCE_HILLARY_ONCE).is_dir():
+            places["hillary"] = once
         classes = {f"stance/{target}": names for target in STANCE_TARGETS}
         examples = tuple(
             example
             for target in STANCE_TARGETS
-            for example in _tweeteval_examples(folder / task / target, split, f"stance/{target}", names)
+            for example in _tweeteval_examples(places[target], split, f"stance/{target}", names)
         )
     return Dataset(name=f"tweeteval/{task}", split=split, classes=classes, examples=examples)
 
@@ -368,7 +374,7 @@ def _lines(file: Path, *, least: int = 0) -> list[str]:
     """
     text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     lines = text.removesuffix("\n").split("\n") if text else []
-    while len(lines) > least and not lines[-1]:
+    while len(lines) > least and not lines[-1].strip():
         lines.pop()
     return lines
 

@@ -188,7 +188,11 @@ def read_meld(folder: Path, split: str) -> Dataset:
     rows = csv.DictReader(io.StringIO(_utf8_or_windows(file.read_bytes()), newline=""))
     if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
         raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
-    examples = tuple(_meld_example(row, clips, split=split, where=f"{file}, line {rows.line_num}") for row in rows)
+    examples = tuple(
+        _meld_example(row, clips, split=split, where=f"{file}, line {rows.line_num}")
+        for row in rows
+        if any(row.values())  # spreadsheets leave rows of commas at the end
+    )
     without = sum(example.recording is None for example in examples)
     if clips and without:
         _log.warning("meld %s: %d of %d utterances have no usable recording", split, without, len(examples))
@@ -221,11 +225,9 @@ def _meld_example(row: Mapping[str, str], clips: Mapping[str, Path], *, split: s
     if emotion not in LABELS:
         raise DatasetError(f"{where}: Emotion is {emotion!r}, expected one of {', '.join(LABELS)}")
     dialogue, utterance = row.get("Dialogue_ID"), row.get("Utterance_ID")
-    if not row["Utterance"]:
-        raise DatasetError(f"{where}: Utterance is empty")
     return Example(
         labels=(LABELS.index(emotion),),
-        text=row["Utterance"],
+        text=row["Utterance"] or "",
         recording=clips.get(f"dia{dialogue}_utt{utterance}"),
         group=f"{split} dialogue {dialogue}" if dialogue else "",
     )

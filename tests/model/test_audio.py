@@ -268,6 +268,13 @@ def test_a_wav_from_a_pipe_is_whole(claimed_bytes: int) -> None:
     assert not heard.damaged
 
 
+@pytest.mark.parametrize(("missing_bytes", "damaged"), [(2, False), (36, False), (20_000, True)])
+def test_a_wav_may_count_a_few_bytes_too_many(missing_bytes: int, damaged: bool) -> None:
+    heard = decode_recording(wav(SOUND, claimed_bytes=len(SOUND) + missing_bytes))
+    assert heard.seconds == SECONDS
+    assert heard.damaged == damaged
+
+
 def test_a_wav_that_claims_ten_hours_is_damaged() -> None:
     heard = decode_recording(wav(SOUND, claimed_bytes=10 * 3600 * 32_000))
     assert heard.seconds == SECONDS

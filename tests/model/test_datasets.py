@@ -35,7 +35,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def test_a_blank_tweet_at_the_end_is_a_tweet(tmp_path: Path) -> None:
-    for ending in ("\n", "\n\n"):
+    for ending in ("\n", "\n\n", "\n \n"):
         write(
             tmp_path / "hate",
             {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": f"a\n\nb\n{ending}", "val_labels.txt": "0\n1\n1\n0\n"},
@@ -106,6 +106,8 @@ def test_tweeteval_stance_is_a_head_per_target(tmp_path: Path) -> None:
         write(tmp_path / "stance" / target, files)
     dataset = read_dataset("tweeteval/stance", tmp_path, "test")
     assert dataset.classes == {f"stance/{target}": ("none", "against", "favor") for target in STANCE_TARGETS}
+    (tmp_path / "stance" / "hillary").rename(tmp_path / "stance" / "hilary")  # as early releases have it
+    assert read_dataset("tweeteval/stance", tmp_path, "test") == dataset
     assert len(STANCE_TARGETS) == 5
     assert Counter(example.head for example in dataset.examples) == dict.fromkeys(dataset.classes, 2)
     assert [example.labels for example in dataset.examples if example.text != "and more"] == [

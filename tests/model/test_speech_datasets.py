@@ -210,6 +210,11 @@ def test_meld_in_windows_own_encoding(tmp_path: Path) -> None:
     assert read_dataset("meld", tmp_path, "dev").texts == ["I don’t…"]
 
 
+def test_meld_says_nothing_in_a_line(tmp_path: Path) -> None:
+    write(tmp_path / "dev_sent_emo.csv", MELD_HEADER + "1,,Bo,neutral,neutral,0,0\n2,Hm.,Bo,joy,positive,0,1\n,,,,,,\n")
+    assert read_dataset("meld", tmp_path, "dev").texts == ["", "Hm."]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
