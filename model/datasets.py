@@ -273,7 +273,7 @@ def _read_tweeteval(task: str, folder: Path, split: str) -> Dataset:
     else:
         names = _tweeteval_classes(folder, task)
         places = {target: folder / task / target for target in STANCE_TARGETS}
-        if (once := folder / task / _STANCE_HILLARY_ONCE).is_dir():
+        if not places["hillary"].is_dir() and (once := folder / task / _STANCE_HILLARY_ONCE).is_dir():
             places["hillary"] = once
         classes = {f"stance/{target}": names for target in STANCE_TARGETS}
         examples = tuple(
