@@ -52,7 +52,7 @@ _CHROMA_FFT = 2048
 _CHROMA_FRAMES = CHROMA_HOP_SAMPLES // HOP_SAMPLES
 """Frames of the Mel image over each frame of the chromagram."""
 
-_CPU_RECORDINGS = 4
+_CPU_RECORDINGS = 3
 """Most recordings that a core transforms at once: their spectra stay in its cache."""
 
 _SPEECH_RMS = 0.05
@@ -69,7 +69,8 @@ class SpeechImages(nn.Module):
         variant: Which channels.
     """
 
-    _mel_QM: Tensor
+    _low_mel_QM: Tensor
+    _high_mel_QM: Tensor
     _chroma_QP: Tensor
     _mel_window: Tensor
     _chroma_window: Tensor
@@ -84,7 +85,10 @@ class SpeechImages(nn.Module):
         )  # fmt: skip
         chroma_PQ = chroma(sr=SAMPLE_RATE_HZ, n_fft=_CHROMA_FFT, tuning=0.0, n_chroma=_PITCH_CLASSES)
         around = (_MEL_FFT - _MEL_WINDOW) // 2
-        self._constant("_mel_QM", torch.from_numpy(mel_MQ).T)
+        low_MQ, high_MQ = np.split(mel_MQ, 2)
+        self._low_bins, self._high_bins = _bins_of(low_MQ), _bins_of(high_MQ)
+        self._constant("_low_mel_QM", torch.from_numpy(low_MQ[:, self._low_bins]).T)
+        self._constant("_high_mel_QM", torch.from_numpy(high_MQ[:, self._high_bins]).T)
         self._constant("_chroma_QP", torch.from_numpy(chroma_PQ).T)
         self._constant("_mel_window", functional.pad(torch.hann_window(_MEL_WINDOW), (around, around)))
         self._constant("_chroma_window", torch.hann_window(_CHROMA_FFT))
@@ -97,7 +101,10 @@ class SpeechImages(nn.Module):
 
     def mel(self, wave_BS: Tensor) -> Tensor:
         """Return the Mel spectrogram mel_BFM of magnitudes: 64 HTK bands, windows of 25 ms every 10 ms."""
-        return _power(wave_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt_() @ self._mel_QM
+        magnitude_BFQ = _power(wave_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt_()
+        low_BFM = magnitude_BFQ[:, :, self._low_bins] @ self._low_mel_QM
+        high_BFM = magnitude_BFQ[:, :, self._high_bins] @ self._high_mel_QM
+        return torch.cat([low_BFM, high_BFM], dim=2)  # half the work of one product, most of whose factors are zero
 
     def chroma(self, wave_BS: Tensor) -> Tensor:
         """Return the chromagram chroma_BFP: energy per pitch class, each frame's largest 1, 128 ms every 30 ms."""
@@ -113,15 +120,15 @@ class SpeechImages(nn.Module):
             self._draw(wave_BS, images_BKFM)
             return images_BKFM
         cores = torch.get_num_threads()
-        rounds = math.ceil(len(wave_BS) / (cores * _CPU_RECORDINGS))
-        parts = min(cores * rounds, len(wave_BS))
         inference = torch.is_inference_mode_enabled()  # every thread has a mode of its own
 
         def draw(wave_BS: Tensor, images_BKFM: Tensor) -> None:
             with torch.inference_mode(inference):
-                self._draw(wave_BS, images_BKFM)
+                for few in zip(wave_BS.split(_CPU_RECORDINGS), images_BKFM.split(_CPU_RECORDINGS), strict=True):
+                    self._draw(*few)
 
-        list(_a_core_each(cores).map(draw, wave_BS.tensor_split(parts), images_BKFM.tensor_split(parts)))
+        shares = min(cores, len(wave_BS))
+        list(_a_core_each(cores).map(draw, wave_BS.tensor_split(shares), images_BKFM.tensor_split(shares)))
         return images_BKFM
 
     def _draw(self, wave_BS: Tensor, images_BKFM: Tensor) -> None:
@@ -154,6 +161,12 @@ def _a_core_each(threads: int) -> ThreadPoolExecutor:
     begun.wait()
     torch.set_num_threads(threads)  # of threads that torch meets from now on
     return pool
+
+
+def _bins_of(bands_MQ: NDArray[np.float32]) -> slice:
+    """Return the frequencies that some Mel bands weigh, those of no weight before and behind them left out."""
+    (bins,) = np.nonzero(bands_MQ.any(axis=0))
+    return slice(int(bins[0]), int(bins[-1]) + 1)
 
 
 def _power(wave_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
