@@ -47,6 +47,7 @@ Language = Annotated[str, Meta(max_length=35)]
 Topics = Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=64)]
 EmotionLabel = Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 Modality = Literal["text", "voice"]
+_MODALITIES = (["text"], ["voice"], ["text", "voice"])
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -155,6 +156,11 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     topics: list[str] | None = None
     lang: str | None = None
     posted_at: dt.datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what an answer cannot rest on; msgspec makes a ValidationError of it."""
+        if self.modalities not in _MODALITIES:
+            raise ValueError("modalities are neither text nor voice nor, in this order, both")
 
 
 class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
@@ -296,7 +302,10 @@ def decode_emotion(value: bytes) -> Emotion:
     Raises:
         msgspec.DecodeError: It is no answer of version 1.
     """
-    return _emotion_decoder.decode(value)
+    try:
+        return _emotion_decoder.decode(value)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"it is not UTF-8: {error}") from error
 
 
 def _validation_reason(message: str) -> str:

@@ -106,9 +106,12 @@ class RecordProducer:
             partition: Where in the topic; the key decides, if not given or where there is none of that number.
 
         Raises:
-            BrokerError: The broker confirmed nothing for long, or the record is too large to be sent.
+            BrokerError: The broker confirmed nothing for long, or the record is too large to be sent; or one handed
+                over before has failed, and what follows would, too (`idempotent`).
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
+        if self._idempotent:
+            self._require_delivered()
         size = len(value or b"") + _RECORD_BYTES
         with self._confirmed:
             room = self._confirmed.wait_for(
@@ -143,8 +146,7 @@ class RecordProducer:
             BrokerError: Some have failed, or are not confirmed in time.
         """
         self.settle()
-        if self.failed:
-            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered: {self._fault!r}")
+        self._require_delivered()
 
     def settle(self) -> None:
         """Wait until every record handed over is confirmed or has failed.
@@ -162,6 +164,10 @@ class RecordProducer:
         with self._confirmed:
             if not self._confirmed.wait_for(lambda: not self._in_flight_bytes, timeout=_MOST_WAIT_S):
                 raise BrokerError(f"records are not confirmed after {_MOST_WAIT_S:.0f} s")
+
+    def _require_delivered(self) -> None:
+        if self.failed:
+            raise BrokerError(f"{self.failed} of {self.sent} records were not delivered: {self._fault!r}")
 
     def _release(self, size: int) -> None:
         with self._confirmed:

@@ -88,7 +88,9 @@ def require_group(access: KafkaAccess, group: str) -> None:
         admin.close()
 
 
-def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int, replication: int) -> list[TopicState]:
+def create_topics(
+    access: KafkaAccess, names: Sequence[str], *, partitions: int, replication: int, alike: Sequence[str] = ()
+) -> list[TopicState]:
     """Create the topics that are missing, leave the others alone, and return the state of all once the broker knows it.
 
     Args:
@@ -96,16 +98,19 @@ def create_topics(access: KafkaAccess, names: Sequence[str], *, partitions: int,
         names: The topics.
         partitions: Partitions of a new topic.
         replication: Replicas of a new topic; -1 takes the broker's default.
+        alike: Topics whose records are to meet by key: a new one of these gets as many partitions as another has.
 
     Raises:
         BrokerError: The broker is away or refuses.
     """
     admin = connect(KafkaAdminClient, access)
     try:
-        missing = [state.name for state in _describe(admin, names) if not state.partitions]
-        for name in missing:
+        found = _describe(admin, names)
+        of_alike = max((state.partitions for state in found if state.name in alike), default=0) or partitions
+        for name in (state.name for state in found if not state.partitions):
+            number = of_alike if name in alike else partitions
             try:
-                admin.create_topics([NewTopic(name, partitions, replication, topic_configs=_TOPIC_SETTINGS)])
+                admin.create_topics([NewTopic(name, number, replication, topic_configs=_TOPIC_SETTINGS)])
             except TopicAlreadyExistsError:  # another worker was quicker
                 continue
         heard_of = Retrying(

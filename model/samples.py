@@ -14,6 +14,9 @@ TEXT, VOICE, FUSED = "text", "voice", "fused"
 MODALITIES = {TEXT: ("text",), VOICE: ("voice",), FUSED: ("text", "voice")}
 """What an answer of each path rests on."""
 
+PATHS = {modalities: path for path, modalities in MODALITIES.items()}
+"""The path that such an answer took."""
+
 FLAG_TRUNCATED = "truncated"
 """The text was longer than the model reads; the answer rests on its beginning."""
 

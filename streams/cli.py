@@ -154,14 +154,15 @@ def watch(
     )
     for shown, record in enumerate(records, start=1):
         if as_json:
-            sys.stdout.write((record.value or b"").decode() + "\n")
+            sys.stdout.write((record.value or b"").decode(errors="backslashreplace") + "\n")
             sys.stdout.flush()
         else:
             try:
                 answer = decode_emotion(record.value or b"")
                 console.print(answer_line(answer, text_cells=text_cells(console)), soft_wrap=True)
             except msgspec.DecodeError as error:
-                console.print(f"[red]{record.topic}/{record.partition}/{record.offset} is no answer: {error}[/]")
+                said = f"{record.topic}/{record.partition}/{record.offset} is no answer: {error}"
+                console.print(said, style="red", markup=False, soft_wrap=True)
         if shown == count:
             return
 
@@ -175,6 +176,7 @@ def topics_create(settings: Settings) -> None:
         settings.topics,
         partitions=settings.partitions,
         replication=settings.replication,
+        alike=settings.topics_of_halves,
     )
     for state in states:
         sys.stdout.write(f"{state.name}: {state.partitions} partitions\n")

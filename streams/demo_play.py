@@ -24,7 +24,7 @@ from emostream.connectors.messages import Emotion, decode_emotion, decode_post
 from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
 from emostream.connectors.transcode import FittedClip, fit_clip
-from emostream.model.samples import FLAG_CLIP_MISSING, MODALITIES
+from emostream.model.samples import FLAG_CLIP_MISSING, PATHS
 from emostream.streams.show import answer_line, dead_letter_line, text_cells
 
 LATE_CLIPS = frozenset({"demo-0069"})
@@ -34,8 +34,6 @@ _SILENCE_S = 60.0
 """A worker that answers nothing for so long while something waits has failed; the demo says so and ends."""
 
 _LOOK_UP_S = 0.1
-
-_PATHS = {modalities: path for path, modalities in MODALITIES.items()}
 
 
 class Programme(msgspec.Struct, frozen=True):
@@ -99,7 +97,7 @@ class Played(msgspec.Struct):
 
 def path_of(answer: Emotion) -> str:
     """Return the path that an answer took: text, voice or fused."""
-    return _PATHS[tuple(answer.modalities)]
+    return PATHS[tuple(answer.modalities)]
 
 
 def read_programme(posts_file: Path, clips_folder: Path) -> Programme:

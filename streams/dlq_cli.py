@@ -126,15 +126,15 @@ def dlq_replay(
     max_attempts: Annotated[
         int, typer.Option(min=1, help="How often a record may be replayed in all.", metavar="N")
     ] = 3,
-    again: Annotated[bool, typer.Option("--again", help="Also letters that were replayed before.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also letters that were replayed, but not N times.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, letter by letter.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Publish what failed once more, to the topic and partition it came from.
 
     Key, value and headers are what they were; a header emostream-attempt counts. What fails again becomes a new dead
-    letter that says how often it was replayed, and is replayed N times at most unless told --again. Name ids, give
-    filters, or take --all.
+    letter that says how often it was replayed, and is replayed N times at most. Name ids, give filters, or take
+    --all.
 
     Run it twice, and nothing is replayed twice: each letter replayed is marked as such on the topic of dead letters,
     once Kafka has confirmed its record. After a crash (the last 200 letters), when a connection breaks, or when two

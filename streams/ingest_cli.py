@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from emostream.connectors.errors import BrokerError
 from emostream.connectors.jsonl import MalformedRow, Pace, Tally, bounded_lines, ingest_lines, lines_until
 from emostream.connectors.producer import RecordProducer
 from emostream.streams.options import takes_settings
@@ -37,7 +38,8 @@ def ingest_jsonl(
     """Publish posts from a JSONL file or standard input.
 
     Rows that are no posts are reported with their line number and counted. SIGTERM and Ctrl-C end it cleanly: what was
-    handed over is confirmed, and the line reached is said. Exit code 0: all rows published; 3: some were malformed;
+    handed over is confirmed, and the line reached is said. It also ends at the first post that Kafka does not take, and
+    reads no further. Exit code 0: all rows published, or those read before it was told to stop; 3: some were malformed;
     1: some were not delivered.
     """
     stopping = stop_on_signals()
@@ -49,16 +51,20 @@ def ingest_jsonl(
 
     with RecordProducer(settings.kafka_access) as producer, _opened(file) as stream, _ingest_progress(errors) as bar:
         task = bar.add_task("publishing", total=_count_lines(file), malformed=0)
-        for tally in ingest_lines(
-            lines_until(stopping.is_set, bounded_lines(stream)),
-            producer=producer,
-            topic=settings.posts_topic,
-            pace=Pace(rate or None, sleep=stopping.wait),
-            on_malformed=report,
-            checked=not unchecked,
-        ):
-            bar.update(task, completed=tally.lines, malformed=tally.malformed)
-        producer.flush()
+        try:
+            for tally in ingest_lines(
+                lines_until(stopping.is_set, bounded_lines(stream)),
+                producer=producer,
+                topic=settings.posts_topic,
+                pace=Pace(rate or None, sleep=stopping.wait),
+                on_malformed=report,
+                checked=not unchecked,
+            ):
+                bar.update(task, completed=tally.lines, malformed=tally.malformed)
+            producer.flush()
+        except BrokerError:
+            errors.print(f"stopped at line {tally.lines}: posts before it are among those that were not delivered")
+            raise
     if stopping.is_set():
         errors.print(f"stopped after line {tally.lines}")
     errors.print(f"{tally.published} posts published and confirmed, {tally.malformed} malformed rows")
@@ -101,7 +107,8 @@ def ingest_clips(
     Run it again, and it goes on where it stopped: only what is new or has changed is published. For another Kafka,
     name another --state or take --again. SIGTERM and Ctrl-C end it cleanly.
 
-    Exit code 0: all were published; 3: some were malformed and left out; 1: some were not delivered.
+    Exit code 0: all were published, or those before it was told to stop; 3: some were malformed and left out; 1: some
+    were not delivered.
     """
     from emostream.connectors.clips import ClipIngest, ClipPublisher
     from emostream.connectors.ledger import LEDGER, Ledger

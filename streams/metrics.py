@@ -121,7 +121,8 @@ class Metrics:
         )
         self.sink_errors = Counter(
             "emostream_sink_errors",
-            "Writes to an output that failed or are not confirmed for long, each tried until it is; failed look-ups.",
+            "Writes to an output that failed or are not confirmed for long, each tried until it is, and failed "
+            "look-ups; none of a Redis that is not waited for.",
             ["sink"],
             registry=registry,
         )

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from emostream.connectors.errors import RecordRefused, SinkUnavailable
 from emostream.connectors.messages import DeadLetter
 from emostream.connectors.sinks import Answer, AnswerSink, AnswerStore, DeadLetterSink, Known
-from emostream.model.samples import MODALITIES, BatchOutcome, ModelInfo, Outcome, Query, Scored, Unscorable
+from emostream.model.samples import PATHS, BatchOutcome, ModelInfo, Outcome, Query, Scored, Unscorable
 from emostream.streams.batcher import Batcher
 from emostream.streams.errors import ScorerGone, ScoringFailed
 from emostream.streams.frames import Lane
@@ -370,9 +370,6 @@ class Pipeline:
             self._metrics.latency.labels(path).observe(max(0.0, now_s - newest_s))
         for record, letter in letters.items():
             self._metrics.dead_letters.labels(record.topic, letter.why.reason).inc()
-
-
-PATHS = {modalities: path for path, modalities in MODALITIES.items()}
 
 
 def standing_answer(known: Known | None) -> Answer:

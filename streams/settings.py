@@ -183,6 +183,11 @@ class Settings(BaseSettings):
         """Every topic, those that are read first."""
         return [self.posts_topic, self.clips_topic, self.emotions_topic, self.dead_letters_topic]
 
+    @property
+    def topics_of_halves(self) -> list[str]:
+        """Those whose records meet by key; they must have equally many partitions."""
+        return [self.posts_topic, self.clips_topic]
+
     @field_validator("kafka")
     @classmethod
     def _is_addresses(cls, value: str) -> str:

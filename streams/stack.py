@@ -29,7 +29,7 @@ _SETTLE_S = 0.1
 
 _PR_SET_PDEATHSIG = 1
 
-_MISSING = "is not installed; `pip install 'emostream[embedded]'` brings it"
+_MISSING = "is not installed; `pip install '.[embedded]'` in a checkout brings it"
 
 
 class Stack(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Stopping cleanly: one event for SIGTERM, Ctrl-C and a closed terminal. Called by the commands that run for long."""
+"""Stopping cleanly at SIGTERM, Ctrl-C and a closed terminal. Called by all commands that run for long."""
 
 import signal
 import threading
@@ -12,6 +12,12 @@ def stop_on_signals() -> threading.Event:
         stopping.set()
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in signals_to_stop():
         signal.signal(number, stop)
     return stopping
+
+
+def signals_to_stop() -> list[signal.Signals]:
+    """Return the signals that end a command; a closed terminal is none under `nohup`."""
+    closed = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *closed]

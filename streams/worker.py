@@ -7,7 +7,6 @@ acknowledged and committed), then the pipeline, the GPU worker and the sinks.
 import asyncio
 import contextlib
 import logging
-import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from emostream.streams.pipeline import Pipeline
 from emostream.streams.probes import Check, ProbeServer
 from emostream.streams.records import Record
 from emostream.streams.settings import Settings
+from emostream.streams.stopping import signals_to_stop
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Worker:
         self._app: faust.App | None = None
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT.
+        """Run until SIGTERM, SIGINT, or a closed terminal.
 
         Raises:
             BrokerError: Kafka is away at the start, or refuses to create topics.
@@ -116,7 +116,7 @@ class Worker:
             if self._app is None:  # a model may load for minutes, and there is nothing to drain yet
                 serving.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals_to_stop():
             asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
             await serving
@@ -188,11 +188,12 @@ class Worker:
                 settings.topics,
                 partitions=settings.partitions,
                 replication=settings.replication,
+                alike=settings.topics_of_halves,
             )
             if settings.create_topics
             else describe_topics(settings.kafka_access, settings.topics)
         )
-        require_equal_partitions([each for each in states if each.name in (settings.posts_topic, settings.clips_topic)])
+        require_equal_partitions([each for each in states if each.name in settings.topics_of_halves])
         require_group(settings.kafka_access, settings.group)
 
     async def _carry(self, pipeline: Pipeline) -> None:

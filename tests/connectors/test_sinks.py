@@ -25,6 +25,7 @@ from emostream.connectors.messages import (
     DeadLetterHeaders,
     Emotion,
     decode_emotion,
+    encode_emotion,
 )
 from emostream.connectors.producer import MOST_REQUEST_BYTES
 from emostream.connectors.redis_sink import RedisSink
@@ -171,7 +172,10 @@ class TestRedis:
         redis.set(f"{settings.redis_prefix}emotion:a", "not ours")
         redis.lpush(f"{settings.redis_prefix}half:b", "not ours")
         redis.hset(f"{settings.redis_prefix}emotion:c", "answer", "no json")
-        assert await sink.look_up(["a", "b", "c"]) == [Known()] * 3
+        odd = encode_emotion(make_answer("d")).replace(b'["text"]', b'["voice","text"]')
+        redis.hset(f"{settings.redis_prefix}emotion:d", "answer", odd)
+        redis.hset(f"{settings.redis_prefix}emotion:e", "answer", b"\xff")
+        assert await sink.look_up(["a", "b", "c", "d", "e"]) == [Known()] * 5
 
     @pytest.fixture
     async def sink(self, settings: Settings):

@@ -1,7 +1,11 @@
 """`emotions` refuses: a message too large, a topic that is gone, no authorisation. On an Apache Kafka of its own."""
 
+import contextlib
 import datetime as dt
 import random
+import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +17,16 @@ from support import (
     PARTITIONS,
     Broker,
     await_true,
+    command,
     emostream,
+    make_posts,
     make_settings,
     publish,
     publish_clips,
     running_worker,
 )
 
-from emostream.connectors.messages import DeadLetterHeaders, Post
+from emostream.connectors.messages import DeadLetterHeaders, Post, encode_post
 from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import read_spans
 from emostream.connectors.topics import create_topics
@@ -118,6 +124,32 @@ def test_a_replay_goes_on_past_what_kafka_refuses(cluster: Cluster, own: Setting
     assert sorted((record.key, record.value) for record in read_spans(own.kafka_access, own.posts_topic)) == [
         (b"%d" % number, b"oops") for number in (0, 1, 4, 5)
     ]
+
+
+def test_a_pipe_is_read_no_further_than_what_kafka_refuses(cluster: Cluster, own: Settings) -> None:
+    """Whatever is read behind it would be thrown away, for as long as the pipe flows."""
+    limit = ("--alter", "--entity-type", "topics", "--entity-name", own.posts_topic)
+    cluster.tool("kafka-configs", *limit, "--add-config", "max.message.bytes=5000")
+    small = encode_post(make_posts(1)[0]) + b"\n"
+    large = encode_post(Post(id="large", text=random.Random(1).randbytes(6_000).hex())) + b"\n"
+    line, variables = command(own, "ingest", "jsonl", "-")
+    with subprocess.Popen(line, env=variables, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(large)
+        with contextlib.suppress(BrokenPipeError):
+            for _ in range(600):
+                process.stdin.write(small)
+                process.stdin.flush()
+                if process.poll() is not None:
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("it reads on")
+        assert process.wait(30) == 1
+        said = " ".join(process.stderr.read().decode().split())
+    assert re.search(r"stopped at line \d+: posts before it are among those that were not delivered", said), said
+    assert re.search(r"\d+ of \d+ records were not delivered: ", said), said
 
 
 def test_no_authorisation(stack: Stack, note_row: NoteRow, tmp_path: Path) -> None:

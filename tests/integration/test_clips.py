@@ -14,6 +14,7 @@ from support import (
     Broker,
     await_true,
     collect,
+    emostream,
     make_settings,
     publish,
     publish_clips,
@@ -188,6 +189,15 @@ def test_topics_of_different_partitions_are_named(broker: Broker, stack: Stack, 
     said = " ".join(worker.log.read_text().split())
     assert f"'{settings.posts_topic}' has 4, '{settings.clips_topic}' has 3" in said
     assert "Traceback" not in said
+
+
+def test_a_missing_topic_gets_as_many_partitions_as_its_partner(broker: Broker, stack: Stack) -> None:
+    settings = make_settings(broker, stack)
+    create_topics(settings.kafka_access, [settings.posts_topic], partitions=5, replication=-1)
+    done = emostream(settings, "topics", "create", "--partitions", "2")
+    assert done.returncode == 0, done.stderr
+    clips, posts, emotions = f"{settings.clips_topic}: 5", f"{settings.posts_topic}: 5", f"{settings.emotions_topic}: 2"
+    assert {clips, posts, emotions} < {line.removesuffix(" partitions") for line in done.stdout.splitlines()}
 
 
 @pytest.mark.parametrize("create", [True, False])

@@ -13,7 +13,9 @@ from tiny_data import write_goemotions
 from tiny_recordings import write_wav
 
 from emostream.connectors.messages import decode_clip, decode_post, encode_post
+from emostream.connectors.producer import RecordProducer
 from emostream.connectors.reader import Received, read_records
+from emostream.connectors.topics import create_topics
 from emostream.model.samples import LABELS
 from emostream.streams.settings import Settings
 
@@ -63,6 +65,25 @@ def test_ingest_from_a_pipe_ends_cleanly_on_sigterm(shared_worker: RunningWorker
     assert len({record.key for record in answered}) == 40
     assert "stopped after line 40" in said
     assert "40 posts published and confirmed" in said
+
+
+def test_watch_names_what_is_no_answer(settings: Settings) -> None:
+    create_topics(settings.kafka_access, settings.topics, partitions=1, replication=-1)
+    answer = (Path(__file__).parents[2] / "README.md").read_text().split('{"v": 1', 1)[1].split("```", 1)[0]
+    good = ('{"v": 1' + answer).encode()
+    odd = [b'{"emotion": "[/x]"}', b"\xff\xfe", good.replace(b'["text"]', b'["voice", "text"]'), good]
+    with RecordProducer(settings.kafka_access) as producer:
+        for number, value in enumerate(odd):
+            producer.publish(settings.emotions_topic, key=str(number), value=value)
+        producer.flush()
+    shown = emostream(settings, "watch", "--from-beginning", "--count", "4")
+    assert shown.returncode == 0, shown.stderr
+    said = " ".join(shown.stdout.split())
+    assert said.count("is no answer: ") == 3, said
+    assert "sadness" in said
+    plain = emostream(settings, "watch", "--json", "--from-beginning", "--count", "4")
+    assert plain.returncode == 0, plain.stderr
+    assert "\\xff\\xfe" in plain.stdout
 
 
 def test_ingest_keeps_to_its_rate(shared_worker: RunningWorker, tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ def test_a_right_that_is_missing_is_named(secure: KafkaAccess) -> None:
         producer.publish("locked", key="k", value=b"v")
         with pytest.raises(BrokerError, match=r"1 of 1 records were not delivered: TopicAuthorizationFailedError"):
             producer.flush()
+        with pytest.raises(BrokerError, match=r"1 of 1 records were not delivered: TopicAuthorizationFailedError"):
+            producer.publish("locked", key="k", value=b"what follows would be lost, too")
 
 
 @pytest.mark.parametrize(
