@@ -124,7 +124,8 @@ class SpeechImages(nn.Module):
 
         def draw(wave_BS: Tensor, images_BKFM: Tensor) -> None:
             with torch.inference_mode(inference):
-                for few in zip(wave_BS.split(_CPU_RECORDINGS), images_BKFM.split(_CPU_RECORDINGS), strict=True):
+                parts = (torch.split(each, _CPU_RECORDINGS) for each in (wave_BS, images_BKFM))
+                for few in zip(*parts, strict=True):
                     self._draw(*few)
 
         shares = min(cores, len(wave_BS))
