@@ -81,6 +81,20 @@ class TextOptimisation(Optimisation, frozen=True, forbid_unknown_fields=True, kw
     head_learning_rate: Rate
 
 
+class Teaching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a run of the text stage learns from the mean of those before it, by every head from every text.
+
+    Source: Clark et al. 2019, arXiv:1907.04829, of whose students each head learns from its own data set alone.
+
+    Attributes:
+        share: At the head that a text is labelled for, the teacher's answer counts so much, the label the rest.
+        others: Weight of the teacher's answer at each of the other heads.
+    """
+
+    share: Annotated[float, Meta(ge=0, le=1)]
+    others: Annotated[float, Meta(ge=0)] = 0.0
+
+
 class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The text stage: an encoder and one head per question, all trained together.
 
@@ -98,6 +112,7 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             arXiv:2106.14448); 0 makes one pass.
         runs: Trainings from the same first weights, each on texts in another order; the weights that they end with are
             averaged (Wortsman et al. 2022, arXiv:2203.05482).
+        teaching: How those after the first learn from the ones before; without it, from labels alone.
     """
 
     encoder: str
@@ -111,6 +126,7 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     sampling_power: float = 1.0
     r_drop: float = 0.0
     runs: Positive = 1
+    teaching: Teaching | None = None
 
 
 class HeadRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

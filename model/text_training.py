@@ -1,18 +1,20 @@
 """The text stage: an encoder and a head per question, learned together from all data sets. Run by `training`.
 
 A batch mixes data sets; every text goes through the encoder once, and only the head that its labels belong to counts.
+A later run may have a teacher, which answers every text by every head.
 
 Legend: B texts of a batch, T tokens, D width of a pooled text, C classes.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -45,6 +47,21 @@ class Row(msgspec.Struct, frozen=True):
     labels: tuple[int, ...]
 
 
+class Teacher(nn.Module):
+    """A copy of a text stage's network as it is now, from whose answers later runs learn."""
+
+    def __init__(self, branch: TextBranch, heads: nn.ModuleDict) -> None:
+        super().__init__()
+        self._branch, self._heads = copy.deepcopy(branch), copy.deepcopy(heads)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        """Return scores_BC of each head."""
+        pooled_BD = self._branch(ids_BT)
+        return {name: torch.softmax(head(pooled_BD).float(), -1) for name, head in self._heads.items()}
+
+
 class TextStage(Stage):
     """What the text stage learns, from what, and how it is judged.
 
@@ -65,6 +82,7 @@ class TextStage(Stage):
         self.optimisation = recipe.optimisation
         self._recipe, self._compute = recipe, compute
         self._first_seed = self._seed = seed
+        self._ask_teacher: Callable[[Tensor], dict[str, Tensor]] | None = None
         encoder = find_encoder(recipe.encoder, data)
         self.tokenizer = load_pretrained_tokenizer(
             encoder,
@@ -98,10 +116,16 @@ class TextStage(Stage):
             for text, example in zip(windows, dataset.examples, strict=True)
         ]
 
-    def begin(self, run: int) -> None:
-        """Have what follows learn from texts in an order of its own."""
+    def begin(self, run: int, *, teacher: Teacher | None = None) -> None:
+        """Have what follows learn from texts in an order of its own, and from a teacher where there is one."""
+        # Not the teacher itself: as a module it would be learned, and saved, too.
+        self._ask_teacher = teacher.__call__ if teacher is not None else None
         self._seed = self._first_seed + 100_000 * run
         self.name = f"text, run {run + 1}" if run else "text"
+
+    def as_teacher(self) -> Teacher:
+        """Return a copy of the network, for `begin`."""
+        return Teacher(self.branch, self.heads)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,10 +154,11 @@ class TextStage(Stage):
         rows = [row for row, _ in batch]
         ids_BT = pad_rows([row.ids for row in rows], pad_id=self.tokenizer.layout.pad_id).to(self._compute.device)
         passes = [self._log_scores(ids_BT) for _ in range(2 if self._recipe.r_drop else 1)]
-        targets = self._targets(batch)
+        labels = self._targets(batch)
+        targets = self._taught(labels, ids_BT)
         loss = torch.stack([_cross_entropy(log_scores, targets) for log_scores in passes]).mean()
         if self._recipe.r_drop:
-            loss = loss + self._recipe.r_drop * _divergence(passes[0], passes[1], targets)
+            loss = loss + self._recipe.r_drop * _divergence(passes[0], passes[1], labels)
         return loss / len(batch)
 
     def _log_scores(self, ids_BT: Tensor) -> dict[str, Tensor]:
@@ -158,6 +183,19 @@ class TextStage(Stage):
             target_C = soft_targets([row.labels], len(self.classes[row.head]), smoothing=smoothing)[0].to(device)
             targets[row.head][number] = target_C * self._weights[dataset][row.head]
         return targets
+
+    def _taught(self, labels: dict[str, Tensor], ids_BT: Tensor) -> dict[str, Tensor]:
+        """Return targets_BC per head: labels, and what the teacher answers."""
+        teaching = self._recipe.teaching
+        if self._ask_teacher is None or teaching is None:
+            return labels
+        with autocast(self._compute.device, self._compute.precision):
+            answers = self._ask_teacher(ids_BT)
+        return {
+            name: (1 - teaching.share) * own_BC
+            + torch.where(own_BC.any(-1, keepdim=True), teaching.share, teaching.others) * answers[name]
+            for name, own_BC in labels.items()
+        }
 
     def peak_rate(self, parameter: str) -> float:
         """Return one rate for the heads, and one that falls downwards through the encoder's layers."""

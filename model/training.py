@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import nn
 
 from emostream.model.checkpoint import Checkpoint, CheckpointConfig, VoiceSettings, save_checkpoint
 from emostream.model.datasets import require_folds
@@ -146,15 +146,21 @@ def _learn_on(
 def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
     """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
     first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
-    total: dict[str, Tensor] = {}
+    total = dict.fromkeys(first, torch.zeros(()))
     for number in range(recipe.text.runs):
+        teacher = text.as_teacher() if number and recipe.text.teaching is not None else None
         text.load_state_dict(first)
-        text.begin(number)
-        folder = run / ("text" if number == 0 else f"text-{number + 1}")
-        run_stage(text, folder=folder, compute=compute, seed=recipe.seed + 100 * number, on_step=on_step)
-        for name, tensor in text.state_dict().items():
-            total[name] = total.get(name, 0.0) + tensor.double()
-    text.load_state_dict({name: tensor / recipe.text.runs for name, tensor in total.items()})
+        text.begin(number, teacher=teacher)
+        run_stage(
+            text,
+            folder=run / ("text" if number == 0 else f"text-{number + 1}"),
+            compute=compute,
+            seed=recipe.seed + 100 * number,
+            built_on=[teacher] if teacher is not None else [],
+            on_step=on_step,
+        )
+        total = {name: total[name] + tensor.double() for name, tensor in text.state_dict().items()}
+        text.load_state_dict({name: tensor / (number + 1) for name, tensor in total.items()})
 
 
 def _make_small(branch: nn.Module) -> None:

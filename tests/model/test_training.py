@@ -18,6 +18,7 @@ from tiny_data import write_goemotions, write_iemocap, write_irony, write_meld, 
 
 from emostream.model import cli, training_loop
 from emostream.model.audio import decode_recording
+from emostream.model.batching import pad_rows
 from emostream.model.checkpoint import load_checkpoint
 from emostream.model.datasets import read_dataset, readers
 from emostream.model.errors import DatasetError, DeviceError, RecipeError
@@ -32,6 +33,7 @@ from emostream.model.recipe import (
     HeadRecipe,
     Optimisation,
     Recipe,
+    Teaching,
     TextOptimisation,
     TextRecipe,
     VoiceOptimisation,
@@ -359,9 +361,10 @@ def test_a_stage_that_is_not_whole_says_so(
         train(RECIPE, data=data, run=folder, device="cpu")
 
 
-def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("teaching", [None, Teaching(share=0.5, others=0.1)], ids=["labels", "taught"])
+def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path, teaching: Teaching | None) -> None:
     short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=2)
-    text = msgspec.structs.replace(RECIPE.text, runs=2, optimisation=short)
+    text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=teaching, optimisation=short)
     recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
     steps: list[str] = []
     train(recipe, data=data, run=tmp_path, device="cpu", on_step=lambda name, *_: steps.append(name))
@@ -378,6 +381,34 @@ def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path) -> No
     train(recipe, data=data, run=tmp_path, device="cpu")
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "text" / "log.csv").exists()
+
+
+def test_a_student_of_a_run_that_is_gone_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
+    text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=Teaching(share=0.5), optimisation=short)
+    recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
+    train(recipe, data=data, run=tmp_path, device="cpu")
+    weights = tmp_path / "text" / "epoch-1.safetensors"
+    save_file({name: 1.01 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(RecipeError, match="text-2"):
+        train(recipe, data=data, run=tmp_path, device="cpu")
+
+
+def test_a_student_learns_from_every_head_of_its_teacher(data: Path) -> None:
+    teaching = Teaching(share=0.75, others=0.25)
+    recipe = msgspec.structs.replace(RECIPE.text, teaching=teaching)
+    stage = TextStage(recipe, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1).eval()
+    batch = [each for some in stage.batches(0) for each in some]
+    by_labels = stage(batch).item()
+    teacher = stage.as_teacher()
+    stage.begin(1, teacher=teacher)
+    ids_BT = pad_rows([row.ids for row, _ in batch], pad_id=stage.tokenizer.layout.pad_id)
+    entropy_BH = torch.stack([-(scores_BC * scores_BC.log()).sum(-1) for scores_BC in teacher(ids_BT).values()], dim=1)
+    own_BH = torch.tensor([[row.head == name for name in stage.heads] for row, _ in batch])
+    expected = 0.25 * by_labels + (torch.where(own_BH, 0.75, 0.25) * entropy_BH).sum() / len(batch)
+    assert own_BH.any(0).all(), "texts of both data sets"
+    assert stage(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not [name for name, _ in stage.named_parameters() if "teacher" in name], "nothing of it is learned"
 
 
 def end_of(stage: Path) -> dict[str, torch.Tensor]:
