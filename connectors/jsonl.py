@@ -113,6 +113,7 @@ def ingest_lines(
     pace: Pace,
     on_malformed: Callable[[MalformedRow], None],
     checked: bool = True,
+    tally: Tally | None = None,
 ) -> Iterator[Tally]:
     """Publish lines as posts, and yield the running tally after each line.
 
@@ -124,8 +125,9 @@ def ingest_lines(
         on_malformed: Told about each row that is no post.
         checked: Leave rows out that are no posts; otherwise every row is published as it stands and the worker
             turns what is no post into a dead letter.
+        tally: What to count in, for who looks at it after an error, too.
     """
-    tally = Tally()
+    tally = tally if tally is not None else Tally()
     for number, line in enumerate(lines, start=1):
         tally.lines = number
         value = line.strip()

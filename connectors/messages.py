@@ -125,7 +125,7 @@ class Emotion(Struct, frozen=True, omit_defaults=True, kw_only=True):
         emotion: The label with the highest score.
         confidence: That score.
         scores: Calibrated probabilities over the seven labels.
-        modalities: What the answer rests on.
+        modalities: What the answer rests on: `text`, `voice`, or both in this order.
         attributes: Answers to further questions.
         flags: What a reader should know about the answer, such as `truncated`.
         model: Which model answered.
@@ -304,8 +304,8 @@ def decode_emotion(value: bytes) -> Emotion:
     """
     try:
         return _emotion_decoder.decode(value)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"it is not UTF-8: {error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"it cannot be read: {error}") from error
 
 
 def _validation_reason(message: str) -> str:

@@ -107,7 +107,7 @@ class RecordProducer:
 
         Raises:
             BrokerError: The broker confirmed nothing for long, or the record is too large to be sent; or one handed
-                over before has failed, and what follows would, too (`idempotent`).
+                over before has failed, and what follows may, too (`idempotent`).
         """
         assert self._producer is not None, "use it as a context manager"  # noqa: S101
         if self._idempotent:
@@ -175,7 +175,7 @@ class RecordProducer:
             self._confirmed.notify()
 
     def _on_failed(self, size: int, error: BaseException) -> None:
+        self._fault = self._fault or error  # of what an idempotent producer gives up, the first says why
         self.failed += 1
-        self._fault = error
         self._release(size)
         _log.error("a record was not delivered: %r", error)

@@ -82,7 +82,7 @@ class TextOptimisation(Optimisation, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Teaching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a run of the text stage learns from the mean of those before it, by every head from every text.
+    """How a run of the text stage learns from the mean of those before it: each head from every text.
 
     Source: Clark et al. 2019, arXiv:1907.04829, of whose students each head learns from its own data set alone.
 

@@ -82,6 +82,8 @@ def _run_stages(
     claim: "_Claim", *, data: Path, run: Path, compute: Compute, on_step: Progress
 ) -> tuple[Evaluation, ...]:
     recipe, fold = claim.recipe, claim.fold
+    if recipe.text.teaching is not None and recipe.text.runs == 1:
+        raise RecipeError("text.teaching needs two runs or more: the first has nobody to learn from")
     # Both are built before either runs: what is wrong with recipe or data shows in a minute, not after an hour.
     torch.manual_seed(recipe.seed)  # decides the first weights of heads
     text = TextStage(recipe.text, data=data, compute=compute, seed=recipe.seed, fold=fold)
@@ -159,7 +161,7 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
             built_on=[teacher] if teacher is not None else [],
             on_step=on_step,
         )
-        total = {name: total[name] + tensor.double() for name, tensor in text.state_dict().items()}
+        total = {name: total[name] + tensor.cpu().double() for name, tensor in text.state_dict().items()}
         text.load_state_dict({name: tensor / (number + 1) for name, tensor in total.items()})
 
 

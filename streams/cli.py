@@ -82,7 +82,7 @@ def up() -> None:
 @app.command()
 @takes_settings()
 def worker(settings: Settings) -> None:
-    """Run a stream worker against the Kafka and Redis of the settings, until SIGTERM or Ctrl-C.
+    """Run a stream worker against the Kafka and Redis of the settings, until SIGTERM, Ctrl-C or a closed terminal.
 
     It ends by itself, with exit code 1, when it can do no good: Kafka away at the start, a checkpoint that cannot be
     loaded, a device on which the model dies of whatever it is asked. What it had taken and not answered is delivered to

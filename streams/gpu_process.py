@@ -229,7 +229,8 @@ def _load(options: ScorerOptions) -> "EmotionScorer":
 
 def main() -> None:
     """Run as `python -m emostream.streams.gpu_process OPTIONS-AS-JSON`."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # both may reach the whole group; the parent decides the end
+    # All of these may reach the whole group; the parent decides the end.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     options = msgspec.json.decode(sys.argv[1], type=ScorerOptions)
     with socket.socket(fileno=options.parent_fd) as parent:

@@ -38,9 +38,11 @@ def ingest_jsonl(
     """Publish posts from a JSONL file or standard input.
 
     Rows that are no posts are reported with their line number and counted. SIGTERM and Ctrl-C end it cleanly: what was
-    handed over is confirmed, and the line reached is said. It also ends at the first post that Kafka does not take, and
-    reads no further. Exit code 0: all rows published, or those read before it was told to stop; 3: some were malformed;
-    1: some were not delivered.
+    handed over is confirmed, and the line reached is said. It also ends once Kafka does not take a post, and says how
+    many of those handed over by then were not delivered.
+
+    Exit code 0: all rows published, or those read before it was told to stop; 3: some were malformed; 1: some were not
+    delivered.
     """
     stopping = stop_on_signals()
     errors = Console(stderr=True)
@@ -52,18 +54,19 @@ def ingest_jsonl(
     with RecordProducer(settings.kafka_access) as producer, _opened(file) as stream, _ingest_progress(errors) as bar:
         task = bar.add_task("publishing", total=_count_lines(file), malformed=0)
         try:
-            for tally in ingest_lines(
-                lines_until(stopping.is_set, bounded_lines(stream)),
+            for _ in ingest_lines(
+                lines_until(lambda: stopping.is_set() or producer.failed > 0, bounded_lines(stream)),
                 producer=producer,
                 topic=settings.posts_topic,
                 pace=Pace(rate or None, sleep=stopping.wait),
                 on_malformed=report,
                 checked=not unchecked,
+                tally=tally,
             ):
                 bar.update(task, completed=tally.lines, malformed=tally.malformed)
             producer.flush()
         except BrokerError:
-            errors.print(f"stopped at line {tally.lines}: posts before it are among those that were not delivered")
+            errors.print(f"stopped at line {tally.lines}; not every post up to it was delivered")
             raise
     if stopping.is_set():
         errors.print(f"stopped after line {tally.lines}")

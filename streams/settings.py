@@ -80,7 +80,10 @@ class Settings(BaseSettings):
     dead_letters_topic: str = Field(messages.DEAD_LETTERS, description="Topic for records that cannot be answered.")
     create_topics: bool = Field(True, description="Create topics that are missing when the worker starts.")
     partitions: int = Field(
-        8, ge=1, description="Partitions of topics that emostream creates; the most workers that can share them."
+        8,
+        ge=1,
+        description="Partitions of topics that emostream creates (posts or clips: as many as the other has); "
+        "the most workers that can share them.",
     )
     replication: int = Field(
         -1, ge=-1, description="Replicas of topics that emostream creates; -1 takes the broker's default."

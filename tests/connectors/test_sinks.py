@@ -175,7 +175,8 @@ class TestRedis:
         odd = encode_emotion(make_answer("d")).replace(b'["text"]', b'["voice","text"]')
         redis.hset(f"{settings.redis_prefix}emotion:d", "answer", odd)
         redis.hset(f"{settings.redis_prefix}emotion:e", "answer", b"\xff")
-        assert await sink.look_up(["a", "b", "c", "d", "e"]) == [Known()] * 5
+        redis.hset(f"{settings.redis_prefix}emotion:f", "answer", b'{"x":' + b"[" * 5_000)
+        assert await sink.look_up(["a", "b", "c", "d", "e", "f"]) == [Known()] * 6
 
     @pytest.fixture
     async def sink(self, settings: Settings):

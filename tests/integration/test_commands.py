@@ -71,17 +71,23 @@ def test_watch_names_what_is_no_answer(settings: Settings) -> None:
     create_topics(settings.kafka_access, settings.topics, partitions=1, replication=-1)
     answer = (Path(__file__).parents[2] / "README.md").read_text().split('{"v": 1', 1)[1].split("```", 1)[0]
     good = ('{"v": 1' + answer).encode()
-    odd = [b'{"emotion": "[/x]"}', b"\xff\xfe", good.replace(b'["text"]', b'["voice", "text"]'), good]
+    odd = [
+        b'{"emotion": "[/x]"}',
+        b"\xff\xfe",
+        b'{"x":' + b"[" * 5_000,
+        good.replace(b'["text"]', b'["voice", "text"]'),
+        good,
+    ]
     with RecordProducer(settings.kafka_access) as producer:
         for number, value in enumerate(odd):
             producer.publish(settings.emotions_topic, key=str(number), value=value)
         producer.flush()
-    shown = emostream(settings, "watch", "--from-beginning", "--count", "4")
+    shown = emostream(settings, "watch", "--from-beginning", "--count", "5")
     assert shown.returncode == 0, shown.stderr
     said = " ".join(shown.stdout.split())
-    assert said.count("is no answer: ") == 3, said
+    assert said.count("is no answer: ") == 4, said
     assert "sadness" in said
-    plain = emostream(settings, "watch", "--json", "--from-beginning", "--count", "4")
+    plain = emostream(settings, "watch", "--json", "--from-beginning", "--count", "5")
     assert plain.returncode == 0, plain.stderr
     assert "\\xff\\xfe" in plain.stdout
 

@@ -383,6 +383,25 @@ def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path, teach
     assert (tmp_path / "text" / "log.csv").exists()
 
 
+def test_a_second_run_learns_from_the_first(data: Path, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
+    ends = []
+    for teaching in (None, Teaching(share=0.5)):
+        text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=teaching, optimisation=short)
+        recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
+        train(recipe, data=data, run=tmp_path / str(teaching is None), device="cpu")
+        ends.append([end_of(tmp_path / str(teaching is None) / folder) for folder in ("text", "text-2")])
+    (first, second), (same, taught) = ends
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(second[name], taught[name]) for name in second)
+
+
+def test_a_single_run_has_no_teacher(data: Path, tmp_path: Path) -> None:
+    text = msgspec.structs.replace(RECIPE.text, teaching=Teaching(share=0.5))
+    with pytest.raises(RecipeError, match=r"text\.teaching needs two runs or more"):
+        train(msgspec.structs.replace(RECIPE, text=text), data=data, run=tmp_path, device="cpu")
+
+
 def test_a_student_of_a_run_that_is_gone_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
     short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=1)
     text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=Teaching(share=0.5), optimisation=short)

@@ -304,7 +304,7 @@ async def test_the_child_heeds_no_signal_that_the_whole_group_gets() -> None:
     await worker.start()
     first = worker.pid
     assert first is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(first, number)
     assert len((await worker.score("texts", queries("hello"))).outcomes) == 1
     assert worker.pid == first
