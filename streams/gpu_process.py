@@ -35,6 +35,7 @@ from emostream.streams.frames import (
     encode_frame,
     frame_length,
 )
+from emostream.streams.stopping import STOP_SIGNALS
 from emostream.streams.turns import Turns
 
 if TYPE_CHECKING:
@@ -229,8 +230,7 @@ def _load(options: ScorerOptions) -> "EmotionScorer":
 
 def main() -> None:
     """Run as `python -m emostream.streams.gpu_process OPTIONS-AS-JSON`."""
-    # All of these may reach the whole group; the parent decides the end.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:  # the parent decides the end
         signal.signal(number, signal.SIG_IGN)
     options = msgspec.json.decode(sys.argv[1], type=ScorerOptions)
     with socket.socket(fileno=options.parent_fd) as parent:

@@ -3,6 +3,9 @@
 import signal
 import threading
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What says that a command is to end; each may reach its whole process group."""
+
 
 def stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM, Ctrl-C and a closed terminal set; a second signal ends the process at once."""
@@ -19,5 +22,5 @@ def stop_on_signals() -> threading.Event:
 
 def signals_to_stop() -> list[signal.Signals]:
     """Return the signals that end a command; a closed terminal is none under `nohup`."""
-    closed = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGTERM, signal.SIGINT, *closed]
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (nohup and number is signal.SIGHUP)]
