@@ -185,7 +185,9 @@ def read_meld(folder: Path, split: str) -> Dataset:
     file = next((place / name for place in _meld_places(folder, split) if (place / name).is_file()), folder / name)
     existing_file(file, "MELD's CSV with columns Utterance and Emotion", error=NoSuchSplit)
     clips = {stem: clip for stem, clip in _meld_clips(folder, split).items() if (split, stem) not in _MELD_BROKEN}
-    rows = csv.DictReader(io.StringIO(_utf8_or_windows(file.read_bytes()), newline=""))
+    rows = csv.DictReader(
+        io.StringIO("".join(map(_utf8_or_windows, file.read_bytes().splitlines(keepends=True))), newline="")
+    )
     if not {"Utterance", "Emotion"} <= set(rows.fieldnames or ()):
         raise DatasetError(f"{file}: expected columns Utterance and Emotion, found {rows.fieldnames}")
     examples = tuple(
@@ -199,12 +201,12 @@ def read_meld(folder: Path, split: str) -> Dataset:
     return Dataset("meld", split, {EMOTION: LABELS}, examples)
 
 
-def _utf8_or_windows(table: bytes) -> str:
-    """Decode a table, of which copies are about in either."""
+def _utf8_or_windows(line: bytes) -> str:
+    """Decode a line of a table, of which copies are about in either, or in both."""
     try:
-        return table.decode("utf-8-sig")
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return table.decode("cp1252")
+        return line.decode("cp1252")
 
 
 def _meld_clips(folder: Path, split: str) -> dict[str, Path]:

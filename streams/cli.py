@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import uuid
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -194,6 +195,8 @@ def topics_describe(settings: Settings) -> None:
 
 def main() -> None:
     """Run the command line; what went wrong is one line on standard error and exit code 1."""
+    if not sys.stdout.isatty() and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is nothing else; not every pipe's encoding has emoji
     try:
         app()
     except _EXPECTED as error:

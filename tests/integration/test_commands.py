@@ -253,6 +253,12 @@ def test_predict_needs_no_kafka() -> None:
     assert {answer["emotion"] for answer in answers} == {"sadness"}
 
 
+def test_json_is_utf_8_whatever_the_pipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    done = emostream(NOWHERE, "predict", "--json", "how funny 😂")
+    assert json.loads(done.stdout)["text"] == "how funny 😂"
+
+
 def test_predict_takes_recordings_and_pairs(tmp_path: Path) -> None:
     clip = str(CLIPS / "parcel.ogg")
     done = emostream(NOWHERE, "predict", "--json", "you lost my parcel", "--clip", clip, "--together")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emostream.model.datasets import (
+    EKMAN,
     STANCE_TARGETS,
     TWEET_EMOTION,
     TWEETEVAL_TASKS,
@@ -72,6 +73,25 @@ def test_goemotions_with_fine_labels_is_folded(tmp_path: Path) -> None:
     assert [example.labels for example in read_dataset("goemotions", tmp_path, "test").examples] == [
         (JOY,), (ANGER, SADNESS), (NEUTRAL,)
     ]  # fmt: skip
+
+
+def test_ids_of_the_wrong_labels_are_noticed(tmp_path: Path) -> None:
+    lines = [f"text {number}\t{number % 7}\tx" for number in range(100)]
+    write(tmp_path, {"labels.txt": "\n".join(" ".join(EKMAN.values()).split()), "test.tsv": "\n".join(lines)})
+    with pytest.raises(DatasetError, match=r"labels\.txt names 28 labels, but .*test\.tsv looks as if .* of 7"):
+        read_dataset("goemotions", tmp_path, "test")
+    write(tmp_path, {"test.tsv": "\n".join([*lines, "thanks\t27\ty"])})
+    assert len(read_dataset("goemotions", tmp_path, "test").examples) == 101
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    hate = {"mapping.txt": "0\tno\n1\tyes", "val_text.txt": "a\nb\n", "val_labels.txt": "0\n1\n"}
+    goemotions = {"labels.txt": "\n".join(LABELS), "dev.tsv": "so glad\t3\tx1\n"}
+    write(tmp_path / "hate", {name: f"\ufeff{content}" for name, content in hate.items()})
+    write(tmp_path, {name: f"\ufeff{content}" for name, content in goemotions.items()})
+    tweets = read_dataset("tweeteval/hate", tmp_path, "dev")
+    assert (tweets.classes, tweets.texts) == ({"hate": ("no", "yes")}, ["a", "b"])
+    assert read_dataset("goemotions", tmp_path, "dev").examples == (Example(text="so glad", labels=(JOY,)),)
 
 
 def test_tweeteval(tmp_path: Path) -> None:

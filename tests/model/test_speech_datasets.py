@@ -210,6 +210,12 @@ def test_meld_in_windows_own_encoding(tmp_path: Path) -> None:
     assert read_dataset("meld", tmp_path, "dev").texts == ["I don’t…"]
 
 
+def test_meld_in_two_encodings(tmp_path: Path) -> None:
+    table = "Utterance,Emotion\nhe’s,joy\n".encode() + "“Hm”,joy\n".encode("cp1252")
+    (tmp_path / "dev_sent_emo.csv").write_bytes(table)
+    assert read_dataset("meld", tmp_path, "dev").texts == ["he’s", "“Hm”"]
+
+
 def test_meld_says_nothing_in_a_line(tmp_path: Path) -> None:
     write(tmp_path / "dev_sent_emo.csv", MELD_HEADER + "1,,Bo,neutral,neutral,0,0\n2,Hm.,Bo,joy,positive,0,1\n,,,,,,\n")
     assert read_dataset("meld", tmp_path, "dev").texts == ["", "Hm."]
