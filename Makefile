@@ -7,7 +7,7 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 # A thread for each of the test processes (decision 7), and no optimising compiler in a JVM that lives for seconds.
 TEST_SPEED := OMP_NUM_THREADS=1 EMOSTREAM_THREADS=1 JDK_JAVA_OPTIONS="$$JDK_JAVA_OPTIONS -XX:TieredStopAtLevel=1"
 
-.PHONY: help install demo up test check lint links types layers format schemas docs test-faults soak bench bench-lanes bench-scorer bench-features ablation clean
+.PHONY: help install demo up test check lint links types layers format schemas docs test-faults soak bench bench-lanes bench-scorer bench-features ablation voice-folds clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,9 @@ ablation: install ## What each choice of the recipe is worth, in short trainings
 	$(BIN)/python tests/bench/ablate.py --stage heads --data $(DATA)
 	$(BIN)/python tests/bench/ablate.py --stage voice --data $(DATA)
 	$(BIN)/python tests/bench/ablate.py --stage fusion --data $(DATA)
+
+voice-folds: install ## How the voice does on speakers it never heard, in five folds: make voice-folds DATA=folder OUT=folder
+	$(BIN)/python tests/bench/voice_folds.py --data $(DATA) --out $(OUT)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -100,7 +100,7 @@ def _run_stages(
         write_json(run / _CLAIM, claim)
 
     _learn_text(text, recipe, run=run, compute=compute, on_step=on_step)
-    _make_small(text.branch)
+    make_small(text.branch)
     judged = {each.task: each for each in text.judge()}
     if recipe.heads is not None:
         for name in recipe.heads.datasets:
@@ -111,7 +111,7 @@ def _run_stages(
             judged |= {each.task: each for each in learned}
     if voice is not None:
         run_stage(voice, folder=run / "voice", compute=compute, seed=recipe.seed, on_step=on_step)
-        _make_small(voice.branch)
+        make_small(voice.branch)
 
     torch.manual_seed(recipe.seed)
     fusion = FusionStage(recipe.fusion, text=text, voice=voice, compute=compute, seed=recipe.seed)
@@ -165,7 +165,7 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
         text.load_state_dict({name: tensor / (number + 1) for name, tensor in total.items()})
 
 
-def _make_small(branch: nn.Module) -> None:
+def make_small(branch: nn.Module) -> None:
     """Give a branch the weights that its checkpoint will have: what learns on top, and all figures, go by these.
 
     They are made on the CPU: CUDA divides a little differently, and a run that goes on elsewhere must find the same.
