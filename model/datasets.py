@@ -35,7 +35,7 @@ EKMAN = {
 _TO_EKMAN = {fine: label for label, fines in EKMAN.items() for fine in fines.split()}
 
 _ENOUGH_LINES = 100
-"""Of so many lines of the authors' 28 labels some name a label above the sixth: a quarter are neutral, the last."""
+"""Among so many lines with ids of the 28 labels, some id is above 6: neutral, 27, stands in a quarter of them."""
 
 _UTF8 = "utf-8-sig"
 """Some editors put a byte order mark first."""
@@ -338,7 +338,7 @@ def _read_goemotions(folder: Path, split: str) -> Dataset:
         for number, line in enumerate(_lines(file), start=1)
     ]
     highest = max((max(numbers) for _, numbers in lines), default=0)
-    if len(lines) >= _ENOUGH_LINES and highest < len(EKMAN) < len(ids):
+    if len(lines) >= _ENOUGH_LINES and highest < len(EKMAN) and len(ids) == len(_TO_EKMAN):
         raise DatasetError(f"{label_file} names {len(ids)} labels, but {file} looks as if its ids were of {len(EKMAN)}")
     examples = tuple(
         Example(text=text, labels=tuple(sorted({ids[number] for number in numbers}))) for text, numbers in lines

@@ -196,7 +196,8 @@ def topics_describe(settings: Settings) -> None:
 def main() -> None:
     """Run the command line; what went wrong is one line on standard error and exit code 1."""
     if not sys.stdout.isatty() and isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # JSON is nothing else; not every pipe's encoding has emoji
+        # JSON is nothing else, and not every encoding has emoji.
+        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     try:
         app()
     except _EXPECTED as error:

@@ -1,11 +1,13 @@
 """How the voice does on speakers it never heard: the recipe's voice stage, cross-validated over all speakers.
 
-    make voice-folds DATA=… OUT=…      five folds of the shipped recipe; two hours on two cores
+    make voice-folds DATA=… OUT=…      five folds of the shipped recipe; 2.5 hours on two cores
 
 In each fold a fifth of the speakers is held out. The voice stage learns from the others, and over it and the text
 branch of a checkpoint the fusion head; both are taken as their last epoch left them, so that who is held out chooses
 nothing. All that a fold's held-out speakers do is fit a temperature; the calibration error is that of each fold at the
-geometric mean of the *other* folds' temperatures, that of scores in which its speakers had no part.
+geometric mean of the *other* folds' temperatures, which were fitted on other speakers' recordings.
+
+Every speaker under DATA takes part: leave those of a test split out of it, if that is to judge the temperatures.
 
 State is kept under --out: a run that was interrupted goes on when the same command is given again.
 """
@@ -25,6 +27,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import recall_score
 
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
+from emostream.model.datasets import require_folds
 from emostream.model.device import choose_device, choose_precision
 from emostream.model.evaluation import chance_calibration_error, expected_calibration_error, first_labels
 from emostream.model.fusion_training import FusionStage
@@ -33,6 +36,7 @@ from emostream.model.recipe import SHIPPED_RECIPE, Recipe, read_recipe
 from emostream.model.samples import FUSED, VOICE
 from emostream.model.text_training import TextStage
 from emostream.model.training import make_small
+from emostream.model.training_loop import Progress as ProgressOfStage
 from emostream.model.training_loop import Stage, run_stage
 from emostream.model.voice_training import VoiceStage
 
@@ -80,6 +84,7 @@ def main() -> None:
     device = choose_device("auto")
     compute = Compute(device, choose_precision("auto", device))
     checkpoint = load_checkpoint(options.checkpoint)
+    claim(options.out, recipe, options.folds)
     console = Console(stderr=True)
     text = finished_text(recipe, checkpoint, only=(), data=options.data, compute=compute)
     folds = []
@@ -91,11 +96,30 @@ def main() -> None:
                 bar.update(task, description=f"fold {number + 1}, {stage}", completed=done, total=total)
 
             run = options.out / f"fold-{number + 1}"
-            folds.append(held_out(recipe, text, (number, options.folds), options.data, run, compute, on_step))
+            fold = number, options.folds
+            folds.append(held_out(recipe, text, fold, data=options.data, run=run, compute=compute, on_step=on_step))
     print_folds(folds)
 
 
-def held_out(recipe: Recipe, text: TextStage, fold: tuple[int, int], data: Path, run: Path, compute: Compute, on_step):
+def claim(out: Path, recipe: Recipe, folds: int) -> None:
+    """Write down what a folder is for, and refuse one that is for something else: its voices heard other speakers."""
+    out.mkdir(parents=True, exist_ok=True)
+    file, what = out / "recipe.json", msgspec.json.encode({"recipe": recipe, "folds": folds})
+    if file.exists() and file.read_bytes() != what:
+        raise SystemExit(f"{out} holds folds of another recipe, or another number of them; choose another folder")
+    file.write_bytes(what)
+
+
+def held_out(
+    recipe: Recipe,
+    text: TextStage,
+    fold: tuple[int, int],
+    *,
+    data: Path,
+    run: Path,
+    compute: Compute,
+    on_step: ProgressOfStage,
+) -> Fold:
     """Train one fold, and return what is answered about the speakers whom it holds out."""
 
     def to_the_end(stage: Stage, name: str, **more) -> None:
@@ -105,6 +129,7 @@ def held_out(recipe: Recipe, text: TextStage, fold: tuple[int, int], data: Path,
 
     torch.manual_seed(recipe.seed)
     voice = VoiceStage(recipe.voice, data=data, compute=compute, seed=recipe.seed, fold=fold)
+    require_folds(voice.sets("dev"))
     to_the_end(voice, "voice")
     make_small(voice.branch)
     torch.manual_seed(recipe.seed)
