@@ -171,13 +171,19 @@ class FusionStage(Stage):
     def judge(self) -> tuple[Evaluation, ...]:
         """Evaluate each development split on its path, and pairs matched by label on all three paths."""
         temperatures = self.temperatures()
-        evaluations = []
+        return tuple(
+            evaluate_scores(
+                dataset, torch.softmax(logits_NC / temperatures[path], -1).numpy(), modalities=MODALITIES[path]
+            )
+            for dataset, path, logits_NC in self.answers()
+        )
+
+    def answers(self) -> Iterator[tuple[Dataset, str, Tensor]]:
+        """Yield each development split, a path that answers it, and logits_NC before any temperature."""
         for pool in self._dev:
             paths = (TEXT, VOICE, FUSED) if pool.dataset.name == PAIRS else (pool.path,)
             for path in paths:
-                scores_NC = torch.softmax(self._logits(pool, path) / temperatures[path], -1).numpy()
-                evaluations.append(evaluate_scores(pool.dataset, scores_NC, modalities=MODALITIES[path]))
-        return tuple(evaluations)
+                yield pool.dataset, path, self._logits(pool, path)
 
     def temperatures(self) -> dict[str, float]:
         """Return each path's temperature, fitted on the development sets of that path, which count alike."""

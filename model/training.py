@@ -73,13 +73,13 @@ def train(
     """
     chosen = local_device(choose_device(device or recipe.device))
     compute = Compute(chosen, choose_precision(recipe.precision, chosen))
-    claim = _claim(run, recipe, fold)
+    claim = claim_run(run, recipe, fold)
     with _alone_in(run):
         return _run_stages(claim, data=data, run=run, compute=compute, on_step=on_step)
 
 
 def _run_stages(
-    claim: "_Claim", *, data: Path, run: Path, compute: Compute, on_step: Progress
+    claim: "Claim", *, data: Path, run: Path, compute: Compute, on_step: Progress
 ) -> tuple[Evaluation, ...]:
     recipe, fold = claim.recipe, claim.fold
     if recipe.text.teaching is not None and recipe.text.runs == 1:
@@ -97,7 +97,7 @@ def _run_stages(
     if fold is not None:
         require_folds([*text.sets("dev"), *(voice.sets("dev") if voice is not None else [])])
     if processes()[0] == 0:
-        write_json(run / _CLAIM, claim)
+        claim.write(run)
 
     _learn_text(text, recipe, run=run, compute=compute, on_step=on_step)
     make_small(text.branch)
@@ -224,21 +224,25 @@ def _set(name: str) -> str:
     return name.removesuffix("-merged")
 
 
-class _Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True):
     """What a run's folder is for."""
 
     recipe: Recipe
     fold: tuple[int, int] | None
 
+    def write(self, run: Path) -> None:
+        """Write it into the folder."""
+        write_json(run / _CLAIM, self)
 
-def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> _Claim:
+
+def claim_run(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> Claim:
     """Return what is to stand in the folder, and refuse a folder in which something else runs.
 
     Raises:
         RecipeError: It holds a run of another recipe or fold.
     """
     anywhere = msgspec.structs.replace(recipe, device="auto")  # a run may go on elsewhere
-    file, claim = run / _CLAIM, _Claim(anywhere, fold)
+    file, claim = run / _CLAIM, Claim(anywhere, fold)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -248,14 +252,14 @@ def _claim(run: Path, recipe: Recipe, fold: tuple[int, int] | None) -> _Claim:
     return claim
 
 
-def _read_claim(file: Path) -> _Claim:
+def _read_claim(file: Path) -> Claim:
     """Read what a run's folder is for.
 
     Raises:
         RecipeError: The file cannot be read.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_Claim)
+        return msgspec.json.decode(file.read_bytes(), type=Claim)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file} does not say what the folder is for: {error}") from error
 

@@ -24,45 +24,39 @@ from ablate import descending, finished_text
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file
-from sklearn.metrics import recall_score
+from torch import Tensor
 
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
-from emostream.model.datasets import require_folds
+from emostream.model.datasets import PAIRS, Dataset, require_folds
 from emostream.model.device import choose_device, choose_precision
-from emostream.model.evaluation import chance_calibration_error, expected_calibration_error, first_labels
+from emostream.model.errors import ModelError
+from emostream.model.evaluation import Evaluation, evaluate_scores
 from emostream.model.fusion_training import FusionStage
 from emostream.model.pooling import Compute
 from emostream.model.recipe import SHIPPED_RECIPE, Recipe, read_recipe
-from emostream.model.samples import FUSED, VOICE
+from emostream.model.samples import FUSED, MODALITIES, VOICE
 from emostream.model.text_training import TextStage
-from emostream.model.training import make_small
+from emostream.model.training import claim_run, make_small
 from emostream.model.training_loop import Progress as ProgressOfStage
 from emostream.model.training_loop import Stage, run_stage
 from emostream.model.voice_training import VoiceStage
 
 
 class Fold(msgspec.Struct):
-    """What a fold's held-out speakers were answered, N recordings of C labels."""
+    """What one fold's held-out speakers, and pairs with their recordings, were answered: by path.
 
-    speakers: np.ndarray
-    truth_N: np.ndarray
-    logits_NC: torch.Tensor
+    Attributes:
+        answers: The examples, and logits_NC before any temperature.
+        temperatures: What these examples ask for.
+    """
+
+    answers: dict[str, tuple[Dataset, Tensor]]
     temperatures: dict[str, float]
-    """By path, as this fold's held-out recordings, and pairs with these, would have them."""
 
     @property
-    def right_N(self) -> np.ndarray:
-        """Return which answers are right."""
-        return self.logits_NC.argmax(1).numpy() == self.truth_N
-
-    @property
-    def recall(self) -> float:
-        """Return the unweighted average recall."""
-        return float(recall_score(self.truth_N, self.logits_NC.argmax(1), average="macro"))
-
-    def confidence_N(self, temperature: float) -> np.ndarray:
-        """Return the highest score of each answer."""
-        return torch.softmax(self.logits_NC / temperature, 1).amax(1).numpy()
+    def speakers(self) -> list[str]:
+        """Return who is held out."""
+        return sorted({example.group for example in self.answers[VOICE][0].examples})
 
 
 def main() -> None:
@@ -84,7 +78,6 @@ def main() -> None:
     device = choose_device("auto")
     compute = Compute(device, choose_precision("auto", device))
     checkpoint = load_checkpoint(options.checkpoint)
-    claim(options.out, recipe, options.folds)
     console = Console(stderr=True)
     text = finished_text(recipe, checkpoint, only=(), data=options.data, compute=compute)
     folds = []
@@ -99,15 +92,6 @@ def main() -> None:
             fold = number, options.folds
             folds.append(held_out(recipe, text, fold, data=options.data, run=run, compute=compute, on_step=on_step))
     print_folds(folds)
-
-
-def claim(out: Path, recipe: Recipe, folds: int) -> None:
-    """Write down what a folder is for, and refuse one that is for something else: its voices heard other speakers."""
-    out.mkdir(parents=True, exist_ok=True)
-    file, what = out / "recipe.json", msgspec.json.encode({"recipe": recipe, "folds": folds})
-    if file.exists() and file.read_bytes() != what:
-        raise SystemExit(f"{out} holds folds of another recipe, or another number of them; choose another folder")
-    file.write_bytes(what)
 
 
 def held_out(
@@ -127,6 +111,7 @@ def held_out(
         stage.load_state_dict(load_file(run / name / f"epoch-{stage.optimisation.epochs}.safetensors"))
         stage.eval()
 
+    claim_run(run, recipe, fold).write(run)
     torch.manual_seed(recipe.seed)
     voice = VoiceStage(recipe.voice, data=data, compute=compute, seed=recipe.seed, fold=fold)
     require_folds(voice.sets("dev"))
@@ -135,40 +120,62 @@ def held_out(
     torch.manual_seed(recipe.seed)
     fusion = FusionStage(recipe.fusion, text=text, voice=voice, compute=compute, seed=recipe.seed)
     to_the_end(fusion, "fusion", built_on=[text.branch, voice.branch])
-    dataset, pooled_NV = next(pair for pair in voice.pooled("dev") if pair[0].is_fold)
-    with torch.no_grad():
-        logits_NC = fusion.fusion(None, pooled_NV.to(compute.device)).float().cpu()
-    speakers = np.array([example.group for example in dataset.examples])
-    return Fold(speakers, first_labels(dataset.examples), logits_NC, fusion.temperatures())
+    answers: dict[str, tuple[Dataset, Tensor]] = {}
+    for dataset, path, logits_NC in fusion.answers():
+        if dataset.is_fold and (path == FUSED or dataset.name != PAIRS):  # pairs are answered by their halves, too
+            answers[path] = dataset, logits_NC
+    return Fold(answers, fusion.temperatures())
 
 
 def print_folds(folds: list[Fold]) -> None:
     """Print a table of folds, and what they come to."""
     print("| speakers held out | n | recall | temperature: voice | fused | ECE, others' temperature | by chance |")
     print("|---|---|---|---|---|---|---|")
-    confidences = []
+    recalls = []
     for fold in folds:
-        others = geometric_mean(other.temperatures[VOICE] for other in folds if other is not fold)
-        confidence_N = fold.confidence_N(others)
-        confidences.append(confidence_N)
-        error, chance = expected_calibration_error(confidence_N, fold.right_N), chance_calibration_error(confidence_N)
+        voice = judge(folds, VOICE, only=fold)
+        recalls.append(voice.uar)
         print(
-            f"| {', '.join(sorted(set(fold.speakers)))} | {len(fold.truth_N)} | {fold.recall:.3f} | "
-            f"{fold.temperatures[VOICE]:.2f} | {fold.temperatures[FUSED]:.2f} | {error:.3f} | {chance:.3f} |"
+            f"| {', '.join(fold.speakers)} | {voice.n} | {voice.uar:.3f} | {fold.temperatures[VOICE]:.2f} | "
+            f"{fold.temperatures[FUSED]:.2f} | {voice.ece:.3f} | {voice.ece_by_chance:.3f} |"
         )
-    every_N, right_N = np.concatenate(confidences), np.concatenate([fold.right_N for fold in folds])
-    recalls = [fold.recall for fold in folds]
-    voice, fused = (geometric_mean(fold.temperatures[path] for fold in folds) for path in (VOICE, FUSED))
+    voice, pairs = judge(folds, VOICE), judge(folds, FUSED)
+    means = [geometric_mean(fold.temperatures[path] for fold in folds) for path in (VOICE, FUSED)]
     print(
-        f"| all | {len(every_N)} | {fmean(recalls):.3f} ± {stdev(recalls):.3f} | {voice:.3f} | {fused:.3f} | "
-        f"{expected_calibration_error(every_N, right_N):.3f} | {chance_calibration_error(every_N):.3f} |"
+        f"| all | {voice.n} | {fmean(recalls):.3f} ± {stdev(recalls):.3f} | {means[0]:.3f} | {means[1]:.3f} | "
+        f"{voice.ece:.3f} | {voice.ece_by_chance:.3f} |"
     )
-    speakers = np.concatenate([fold.speakers for fold in folds])
-    print(
-        "right by speaker: "
-        + ", ".join(f"{speaker} {right_N[speakers == speaker].mean():.2f}" for speaker in np.unique(speakers))
-    )
+    print(f"accuracy {voice.accuracy:.3f}, macro-F1 {voice.macro_f1:.3f}; recall by label: "
+          + ", ".join(f"{label} {figures.recall:.2f}" for label, figures in voice.per_class.items()))  # fmt: skip
+    print("right by speaker: " + ", ".join(f"{name} {right:.2f}" for name, right in by_speaker(folds).items()))
+    print(f"{pairs.n} pairs of both: accuracy {pairs.accuracy:.3f}, ECE {pairs.ece:.3f}")
+
+
+def judge(folds: list[Fold], path: str, *, only: Fold | None = None) -> Evaluation:
+    """Judge all folds together, or one of them, each at the geometric mean of the other folds' temperatures."""
+    scores, examples = [], []
+    for fold in folds:
+        if only is None or fold is only:
+            others = geometric_mean(other.temperatures[path] for other in folds if other is not fold)
+            dataset, logits_NC = fold.answers[path]
+            scores.append(torch.softmax(logits_NC / others, -1).numpy())
+            examples += dataset.examples
+    together = msgspec.structs.replace(dataset, examples=tuple(examples))
+    return evaluate_scores(together, np.concatenate(scores), modalities=MODALITIES[path])
+
+
+def by_speaker(folds: list[Fold]) -> dict[str, float]:
+    """Return the share of each speaker's recordings that are answered right."""
+    right: dict[str, list[bool]] = {}
+    for fold in folds:
+        dataset, logits_NC = fold.answers[VOICE]
+        for example, answer in zip(dataset.examples, logits_NC.argmax(1).tolist(), strict=True):
+            right.setdefault(example.group, []).append(example.labels == (answer,))
+    return {speaker: fmean(right[speaker]) for speaker in sorted(right)}
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ModelError as error:
+        raise SystemExit(str(error)) from error
