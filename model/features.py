@@ -8,7 +8,7 @@ Legend: B recordings, S samples, F frames, M Mel bands (height of an image), P p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
@@ -46,14 +46,28 @@ VARIANTS: dict[Variant, tuple[str, ...]] = {"mel": ("mel",), "chroma": ("chroma"
 _MEL_BANDS = 64
 _MEL_FFT, _MEL_WINDOW = 512, 400
 _MEL_LOW_HZ, _MEL_HIGH_HZ = 125.0, 7500.0
+_MEL_PARTS = 4
+"""Most factors of a product with all bands are zero: with a quarter of them at a time it is a third of the work."""
+
 _LOG_OFFSET = 0.001
 _PITCH_CLASSES = 12
 _CHROMA_FFT = 2048
+_CHROMA_COLUMNS = 16
+"""Pitch classes and four columns of nothing: products of whole vector registers take two thirds of the time."""
+
 _CHROMA_FRAMES = CHROMA_HOP_SAMPLES // HOP_SAMPLES
 """Frames of the Mel image over each frame of the chromagram."""
 
-_CPU_RECORDINGS = 3
-"""Most recordings that a core transforms at once: their spectra stay in its cache."""
+_EDGE_SAMPLES = _CHROMA_FFT // 2
+"""Silence before and behind a waveform, into which the longest windows of its first and last frames reach."""
+
+_CPU_SAMPLES = 160_000
+"""Most samples that a core transforms at once: their spectra stay in its cache. Up to twice as many, which is what the
+scorer asks for, cores take each step together; from there on each takes recordings of its own."""
+
+_KEPT_BYTES = 32_000_000
+"""glibc hands memory back to the system, page by page, and takes it anew for each batch, until it has seen a block of
+this size freed (mallopt(3), `M_MMAP_THRESHOLD`). A page that is new costs about as much as computing what it holds."""
 
 _SPEECH_RMS = 0.05
 """Level that recordings are brought to (-26 dBFS): how loud somebody was recorded says nothing of how they feel."""
@@ -69,8 +83,6 @@ class SpeechImages(nn.Module):
         variant: Which channels.
     """
 
-    _low_mel_QM: Tensor
-    _high_mel_QM: Tensor
     _chroma_QP: Tensor
     _mel_window: Tensor
     _chroma_window: Tensor
@@ -78,6 +90,7 @@ class SpeechImages(nn.Module):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
+        torch.empty(_KEPT_BYTES, dtype=torch.uint8)
         self.channels = VARIANTS[variant]
         mel_MQ = mel(
             sr=SAMPLE_RATE_HZ, n_fft=_MEL_FFT, n_mels=_MEL_BANDS, fmin=_MEL_LOW_HZ, fmax=_MEL_HIGH_HZ,
@@ -85,15 +98,17 @@ class SpeechImages(nn.Module):
         )  # fmt: skip
         chroma_PQ = chroma(sr=SAMPLE_RATE_HZ, n_fft=_CHROMA_FFT, tuning=0.0, n_chroma=_PITCH_CLASSES)
         around = (_MEL_FFT - _MEL_WINDOW) // 2
-        low_MQ, high_MQ = np.split(mel_MQ, 2)
-        self._low_bins, self._high_bins = _bins_of(low_MQ), _bins_of(high_MQ)
-        self._constant("_low_mel_QM", torch.from_numpy(low_MQ[:, self._low_bins]).T)
-        self._constant("_high_mel_QM", torch.from_numpy(high_MQ[:, self._high_bins]).T)
-        self._constant("_chroma_QP", torch.from_numpy(chroma_PQ).T)
+        self._mel_bins = []
+        for part, part_MQ in enumerate(np.split(mel_MQ, _MEL_PARTS)):
+            bins = _bins_of(part_MQ)
+            self._mel_bins.append(bins)
+            self._constant(f"_mel_QM_{part}", torch.from_numpy(part_MQ[:, bins]).T)
+        nothing = (0, _CHROMA_COLUMNS - _PITCH_CLASSES)
+        self._constant("_chroma_QP", functional.pad(torch.from_numpy(chroma_PQ).T, nothing))
         self._constant("_mel_window", functional.pad(torch.hann_window(_MEL_WINDOW), (around, around)))
         self._constant("_chroma_window", torch.hann_window(_CHROMA_FFT))
         pitch_class_M = torch.arange(_MEL_BANDS) * _PITCH_CLASSES // _MEL_BANDS
-        self._constant("_stretch_PM", torch.eye(_PITCH_CLASSES)[:, pitch_class_M])
+        self._constant("_stretch_PM", torch.eye(_CHROMA_COLUMNS)[:, pitch_class_M])
 
     def _constant(self, name: str, values: Tensor) -> None:
         """Keep values on the module's device, but out of the checkpoint: they are computed, not learned."""
@@ -101,14 +116,22 @@ class SpeechImages(nn.Module):
 
     def mel(self, wave_BS: Tensor) -> Tensor:
         """Return the Mel spectrogram mel_BFM of magnitudes: 64 HTK bands, windows of 25 ms every 10 ms."""
-        magnitude_BFQ = _power(wave_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt_()
-        low_BFM = magnitude_BFQ[:, :, self._low_bins] @ self._low_mel_QM
-        high_BFM = magnitude_BFQ[:, :, self._high_bins] @ self._high_mel_QM
-        return torch.cat([low_BFM, high_BFM], dim=2)  # half the work of one product, most of whose factors are zero
+        return self._mel(_padded(wave_BS))
 
     def chroma(self, wave_BS: Tensor) -> Tensor:
         """Return the chromagram chroma_BFP: energy per pitch class, each frame's largest 1, 128 ms every 30 ms."""
-        chroma_BFP = _power(wave_BS, hop=CHROMA_HOP_SAMPLES, window=self._chroma_window) @ self._chroma_QP
+        return self._chroma(_padded(wave_BS))[:, :, :_PITCH_CLASSES]
+
+    def _mel(self, padded_BS: Tensor) -> Tensor:
+        magnitude_BFQ = _power(padded_BS, hop=HOP_SAMPLES, window=self._mel_window).sqrt_()
+        parts = [
+            magnitude_BFQ[:, :, bins] @ self.get_buffer(f"_mel_QM_{part}") for part, bins in enumerate(self._mel_bins)
+        ]
+        return torch.cat(parts, dim=2)
+
+    def _chroma(self, padded_BS: Tensor) -> Tensor:
+        """Return the chromagram with columns of nothing behind those of pitch classes."""
+        chroma_BFP = _power(padded_BS, hop=CHROMA_HOP_SAMPLES, window=self._chroma_window) @ self._chroma_QP
         peak_BF1 = chroma_BFP.amax(2, keepdim=True)
         return chroma_BFP.div_(peak_BF1.masked_fill_(peak_BF1 < torch.finfo(torch.float32).tiny, 1.0))
 
@@ -116,31 +139,33 @@ class SpeechImages(nn.Module):
         """Return images_BKFM for waveforms of one length, S a multiple of the hop; F = S / hop."""
         frames = wave_BS.shape[1] // HOP_SAMPLES
         images_BKFM = wave_BS.new_empty(len(wave_BS), len(self.channels), frames, _MEL_BANDS)
-        if wave_BS.device.type != "cpu" or len(wave_BS) == 1:
+        if wave_BS.device.type != "cpu" or wave_BS.numel() <= 2 * _CPU_SAMPLES:
             self._draw(wave_BS, images_BKFM)
             return images_BKFM
         cores = torch.get_num_threads()
         inference = torch.is_inference_mode_enabled()  # every thread has a mode of its own
+        rounds = math.ceil(wave_BS.numel() / (cores * _CPU_SAMPLES))
+        parts = min(cores * rounds, len(wave_BS))
+        waiting = zip(wave_BS.tensor_split(parts), images_BKFM.tensor_split(parts), strict=True)
 
-        def draw(wave_BS: Tensor, images_BKFM: Tensor) -> None:
+        def draw(waiting: Iterator[tuple[Tensor, Tensor]]) -> None:
             with torch.inference_mode(inference):
-                parts = (torch.split(each, _CPU_RECORDINGS) for each in (wave_BS, images_BKFM))
-                for few in zip(*parts, strict=True):
+                for few in waiting:
                     self._draw(*few)
 
-        shares = min(cores, len(wave_BS))
-        list(_a_core_each(cores).map(draw, wave_BS.tensor_split(shares), images_BKFM.tensor_split(shares)))
+        list(_a_core_each(cores).map(draw, [waiting] * cores))
         return images_BKFM
 
     def _draw(self, wave_BS: Tensor, images_BKFM: Tensor) -> None:
         """Fill in images."""
         frames = images_BKFM.shape[2]
+        padded_BS = _padded(wave_BS)
         for channel, name in enumerate(self.channels):
             if name == "mel":
-                mel_BFM = self.mel(wave_BS)[:, :frames]
+                mel_BFM = self._mel(padded_BS)[:, :frames]
                 torch.log(mel_BFM.add_(_LOG_OFFSET), out=images_BKFM[:, channel])
             else:
-                chroma_BFM = self.chroma(wave_BS) @ self._stretch_PM
+                chroma_BFM = self._chroma(padded_BS) @ self._stretch_PM
                 for first in range(_CHROMA_FRAMES):
                     part_BFM = images_BKFM[:, channel, first::_CHROMA_FRAMES]
                     part_BFM.copy_(chroma_BFM[:, : part_BFM.shape[1]])
@@ -170,14 +195,20 @@ def _bins_of(bands_MQ: NDArray[np.float32]) -> slice:
     return slice(int(bins[0]), int(bins[-1]) + 1)
 
 
-def _power(wave_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
+def _padded(wave_BS: Tensor) -> Tensor:
+    """Return waveforms with silence before and behind, for windows of all lengths."""
+    return functional.pad(wave_BS, (_EDGE_SAMPLES, _EDGE_SAMPLES))
+
+
+def _power(padded_BS: Tensor, *, hop: int, window: Tensor) -> Tensor:
     """Return power_BFQ: squared magnitudes of the short-time Fourier transform, frames centred as librosa's are.
 
     By hand, since `torch.stft` lays frequencies before frames, and all that follows wants it the other way.
     """
     fft = len(window)
-    padded_BS = functional.pad(wave_BS, (fft // 2, fft // 2))
-    spectrum_BFQ: Tensor = torch.fft.rfft(padded_BS.unfold(1, fft, hop) * window)
+    more = _EDGE_SAMPLES - fft // 2
+    reached_BS = padded_BS[:, more : padded_BS.shape[1] - more]
+    spectrum_BFQ: Tensor = torch.fft.rfft(reached_BS.unfold(1, fft, hop) * window)
     squares_BFQ2 = torch.view_as_real(spectrum_BFQ).square_()
     return squares_BFQ2[..., 0] + squares_BFQ2[..., 1]  # a tenth of the time that abs() takes, a seventh of sum()
 

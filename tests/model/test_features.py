@@ -66,10 +66,10 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("inference", [True, False])
 def test_a_batch_has_the_images_of_its_recordings_on_any_number_of_cores(cores: int, inference: bool) -> None:
-    waves = torch.randn(2 * 4 * cores + 1, 128 * HOP_SAMPLES) / 10
+    waves = torch.randn(24 * cores + 1, 128 * HOP_SAMPLES) / 10
     images = SpeechImages("both")
     with torch.inference_mode(inference):
-        for count in (1, 2, len(waves)):
+        for count in (1, 2, 17, len(waves)):  # by all cores together, and a few to each
             torch.testing.assert_close(images(waves[:count]), torch.cat([images(wave[None]) for wave in waves[:count]]))
     assert torch.get_num_threads() == cores
 
