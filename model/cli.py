@@ -45,7 +45,7 @@ def train(
     own. With several GPUs: torchrun --nproc-per-node N --no-python emostream train …
     """
     from emostream.model.recipe import find_recipe, read_recipe
-    from emostream.model.report import print_evaluation, write_cross_validation
+    from emostream.model.report import calibration_by_path, print_evaluation, write_cross_validation
     from emostream.model.training import train as run_training
     from emostream.model.training_loop import processes
 
@@ -81,6 +81,8 @@ def train(
     if not folds:
         for evaluation in results[0]:
             print_evaluation(console, evaluation)
+        for together in calibration_by_path(results[0]):
+            console.print(together)
         console.print(f"checkpoint: {out / 'best'}, figures: {out / 'figures'}", soft_wrap=True)
         return
     sys.stdout.write(write_cross_validation(results, out))
@@ -95,6 +97,13 @@ def evaluate(
         ),
     ],
     data: Annotated[Path, typer.Option(help="Folder with the data set's published files.")],
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=FOLDER",
+            help="Judge this data set as well; may come several times. What one head answers is judged together.",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     fold: Annotated[
         str,
@@ -129,7 +138,7 @@ def evaluate(
     from emostream.model.checkpoint import SHIPPED
     from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset, read_fold
     from emostream.model.judging import judge, match_by_label
-    from emostream.model.report import print_evaluation, tweeteval_overall, write_reports
+    from emostream.model.report import calibration_by_path, print_evaluation, tweeteval_overall, write_reports
     from emostream.model.samples import FUSED, TEXT, VOICE
     from emostream.model.scorer import EmotionScorer
     from emostream.model.training import check_fold
@@ -140,28 +149,40 @@ def evaluate(
         _make_folder(out)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     spoken, _, folder = voices.partition("=")
-    if voices and (not folder or fold or path != "auto" or task == "tweeteval"):
-        raise typer.BadParameter("TASK=FOLDER is needed, one --task, no --fold and no --path", param_hint="--voices")
-    names = [f"tweeteval/{name}" for name in TWEETEVAL_TASKS] if task == "tweeteval" else [task]
+    if voices and (not folder or fold or path != "auto" or task == "tweeteval" or also):
+        raise typer.BadParameter(
+            "TASK=FOLDER is needed, one --task, no --also, no --fold and no --path", param_hint="--voices"
+        )
+    sources = [(task, data)]
+    for each in also or ():
+        other, _, place = each.partition("=")
+        if not place:
+            raise typer.BadParameter(f"{each!r}; TASK=FOLDER is needed", param_hint="--also")
+        sources.append((other, Path(place)))
+    named = [
+        (name, source)
+        for asked_for, source in sources
+        for name in ([f"tweeteval/{each}" for each in TWEETEVAL_TASKS] if asked_for == "tweeteval" else [asked_for])
+    ]
     if not fold:
-        asked = [(read_dataset(name, data, split), path) for name in names]
-    elif (place := re.fullmatch(r"([1-9]\d*)/(\d+)", fold)) and int(place[1]) <= int(place[2]):
+        asked = [(read_dataset(name, source, split), path) for name, source in named]
+    elif (numbers := re.fullmatch(r"([1-9]\d*)/(\d+)", fold)) and int(numbers[1]) <= int(numbers[2]):
         if checkpoint is None:
             raise typer.BadParameter(
                 "the shipped model was not trained by folds; name a --checkpoint", param_hint="--fold"
             )
-        number, folds = map(int, place.groups())
+        number, folds = map(int, numbers.groups())
         held = (number - 1, folds)
-        for name in names:
+        for name, _ in named:
             check_fold(checkpoint, name, held)
-        asked = [(read_fold(name, data, fold=held), path) for name in names]
+        asked = [(read_fold(name, source, fold=held), path) for name, source in named]
     else:
         raise typer.BadParameter(f"{fold!r}; K/N is needed, from 1/N to N/N", param_hint="--fold")
     if voices:
         recordings = read_dataset(spoken, Path(folder), split)
         pairs = match_by_label(asked[0][0], recordings)
         asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
-    if split == "test" and not fold and "tess" in (task, spoken):
+    if split == "test" and not fold and "tess" in (spoken, *(name for name, _ in named)):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
     if voices and not scorer.voice_width:
@@ -181,7 +202,7 @@ def evaluate(
         console = Console()
         for result in results:
             print_evaluation(console, result)
-    if overall := tweeteval_overall(results):
+    for overall in filter(None, (tweeteval_overall(results), *calibration_by_path(results))):
         (sys.stderr if as_json else sys.stdout).write(f"{overall}\n")
     if out is not None:
         write_reports(results, out)

@@ -15,11 +15,14 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 from torch import Tensor
 from torch.nn import functional
 
+from emostream.model.calibration import (
+    CalibrationBin,
+    calibration_bins,
+    calibration_error,
+    calibration_error_by_chance,
+)
 from emostream.model.datasets import Dataset, Example
 from emostream.model.errors import DatasetError
-
-ECE_BINS = 15
-"""Bins of the expected calibration error, as in Guo et al. 2017 (arXiv:1706.04599)."""
 
 MULTI_LABEL_THRESHOLD = 0.3
 """Score above which GoEmotions' authors count a label as given (arXiv:2005.00547, section 5.3)."""
@@ -63,6 +66,7 @@ class Evaluation(msgspec.Struct, frozen=True):
         modalities: What the answers rest on.
         n_unread: Examples left out because their recording cannot be read, or because they have no answer.
         is_fold: Whether the split is one of the folds that the data set was divided into.
+        calibration: How often answers of about one confidence are right.
     """
 
     task: str
@@ -82,6 +86,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     n_unread: int = 0
     ece_by_chance: float = 0.0
     is_fold: bool = False
+    calibration: tuple[CalibrationBin, ...] = ()
 
 
 def evaluate_scores(
@@ -109,6 +114,7 @@ def evaluate_scores(
         truth_N, answer_N, labels=classes, zero_division=0.0
     )
     present = support > 0
+    calibration = calibration_bins(kept_NC.max(1), truth_N == answer_N)
     per_class = {
         label: ClassFigures(float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
         for i, label in enumerate(labels)
@@ -124,14 +130,15 @@ def evaluate_scores(
         macro_f1=macro_f1,
         uar=uar,
         wa=float((recall * support).sum() / support.sum()),
-        ece=expected_calibration_error(kept_NC.max(1), truth_N == answer_N),
-        ece_by_chance=chance_calibration_error(kept_NC.max(1)),
+        ece=calibration_error(calibration),
+        ece_by_chance=calibration_error_by_chance(calibration),
         official=_official(dataset, scores_NC, per_class=per_class, macro_f1=macro_f1, uar=uar),
         per_class=per_class,
         confusion=confusion_matrix(truth_N, answer_N, labels=classes).tolist(),
         labels=labels,
         modalities=modalities,
         is_fold=dataset.is_fold,
+        calibration=calibration,
     )
 
 
@@ -143,23 +150,6 @@ def single_label(examples: Sequence[Example]) -> NDArray[np.bool_]:
 def first_labels(examples: Sequence[Example]) -> NDArray[np.int64]:
     """Return each example's first label."""
     return np.array([example.labels[0] for example in examples], dtype=np.int64)
-
-
-def expected_calibration_error(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> float:
-    """Return the mean gap between confidence and accuracy over equal-width bins, weighted by their counts."""
-    bins_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
-    gaps = [
-        abs(float(confidence_N[bins_N == b].mean()) - float(right_N[bins_N == b].mean())) * (bins_N == b).sum()
-        for b in np.unique(bins_N)
-    ]
-    return float(sum(gaps) / len(confidence_N))
-
-
-def chance_calibration_error(confidence_N: NDArray[np.float32], *, draws: int = 100) -> float:
-    """Return the mean calibration error of answers that are right exactly as often as their confidence says."""
-    chance = np.random.default_rng(0)
-    worlds = (chance.random(len(confidence_N)) < confidence_N for _ in range(draws))
-    return float(np.mean([expected_calibration_error(confidence_N, right_N) for right_N in worlds]))
 
 
 def fit_temperature(*sets: tuple[Tensor, Sequence[Example]]) -> float:

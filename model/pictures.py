@@ -1,4 +1,4 @@
-"""Figures as pictures: confusion matrices and learning curves. Called by `report` and by the training loop.
+"""Figures as pictures: confusions, calibration and learning curves. Called by `report` and by the training loop.
 
 They are drawn without pyplot, so that no window system is asked for; matplotlib is imported by the functions that draw.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import emoji
+
+from emostream.model.calibration import BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +48,36 @@ def save_confusion_png(evaluation: "Evaluation", file: Path) -> None:
     axes.set_title(f"{heading(evaluation)}\nn = {evaluation.n:,}, accuracy {evaluation.accuracy:.4f}", fontsize=11)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     bar.outline.set_visible(False)
+    _save(figure, file)
+
+
+def save_calibration_png(evaluation: "Evaluation", file: Path) -> None:
+    """Draw how often answers of about one confidence are right and, below, how many there are of each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6.5), dpi=_DOTS_PER_INCH, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins, width = evaluation.calibration, 1 / BINS
+    lows = [each.low for each in bins]
+    upper.bar(lows, [each.accuracy for each in bins], width, align="edge", color="#9ecae1", edgecolor="white")
+    upper.plot([0, 1], [0, 1], color="#888888", linestyle=":", label="as often right as sure")
+    upper.plot(
+        [each.confidence for each in bins], [each.accuracy for each in bins],
+        color="#08519c", marker="o", markersize=5, linestyle="none", label="mean confidence of the bin",
+    )  # fmt: skip
+    lower.bar(lows, [each.n for each in bins], width, align="edge", color="#bdbdbd", edgecolor="white")
+    upper.set_ylabel("share of right answers")
+    lower.set_ylabel("answers")
+    lower.set_xlabel("confidence")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1)
+    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.set_title(
+        f"{heading(evaluation)}\nn = {evaluation.n:,}, ECE {evaluation.ece:.4f}, "
+        f"by chance {evaluation.ece_by_chance:.4f}", fontsize=11,
+    )  # fmt: skip
     _save(figure, file)
 
 

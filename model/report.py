@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from emostream.model.calibration import calibration_error, calibration_error_by_chance, merge_bins
 from emostream.model.datasets import TWEETEVAL_TASKS
-from emostream.model.pictures import heading, modalities_of, save_confusion_png
+from emostream.model.pictures import heading, modalities_of, save_calibration_png, save_confusion_png
 
 if TYPE_CHECKING:
     from emostream.model.evaluation import Evaluation
@@ -48,6 +49,9 @@ _FOLD_FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
     **_FIGURES,
     "official": lambda evaluation: evaluation.official.value,
 }
+
+_KINDS = ("json", "csv", "png", "calibration.png")
+"""Endings of the files about an evaluation; the pictures are of its confusion matrix and of its calibration."""
 
 _LEGEND = (
     "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
@@ -98,19 +102,41 @@ def tweeteval_overall(evaluations: "Sequence[Evaluation]") -> str:
     return f"TweetEval, mean of the seven official metrics: {statistics.fmean(by_task[name] for name in names):.4f}"
 
 
-def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures: Sequence[str] = ()) -> str:
+def calibration_by_path(evaluations: "Sequence[Evaluation]") -> list[str]:
+    """Return a sentence for each path whose one head answered several of the data sets: all their examples together."""
+    by_path: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Evaluation]] = defaultdict(list)
+    for evaluation in evaluations:
+        by_path[evaluation.modalities, evaluation.labels].append(evaluation)
+    sentences = []
+    for judged in by_path.values():
+        if len(judged) > 1:
+            bins = merge_bins(evaluation.calibration for evaluation in judged)
+            n = sum(evaluation.n for evaluation in judged)
+            accuracy = sum(evaluation.n * evaluation.accuracy for evaluation in judged) / n
+            sentences.append(
+                f"From {modalities_of(judged[0])}, {' and '.join(evaluation.task for evaluation in judged)} together: "
+                f"{n} examples, accuracy {accuracy:.4f}, ECE {calibration_error(bins):.4f}, "
+                f"by chance {calibration_error_by_chance(bins):.4f}."
+            )
+    return sentences
+
+
+def markdown_report(
+    evaluations: "Sequence[Evaluation]", *, title: str, pictures: Sequence[tuple[str, str]] = ()
+) -> str:
     """Return a Markdown document: a summary of all evaluations, then each one's classes and confusion matrix.
 
     Args:
         evaluations: In the order they shall stand in.
         title: The heading.
-        pictures: Links to pictures of the confusion matrices, one per evaluation; none if not given.
+        pictures: Links to pictures of the confusion matrix and of the calibration, per evaluation; none if not given.
     """
     head = ["data set", "split", "from", "n", *_FIGURES, "official metric", "value"]
     # The calibration error comes last, apart from what is better when it is higher.
     head.append(head.pop(head.index("ECE")))
     parts = [f"# {_escape(title)}", _markdown_table(head, map(_summary_row, evaluations), text_columns=(0, 1, 2, 8))]
-    parts += [sentence for sentence in (tweeteval_overall(evaluations), _LEGEND) if sentence]
+    overall = [tweeteval_overall(evaluations), *map(_escape, calibration_by_path(evaluations))]
+    parts += [sentence for sentence in (*overall, _LEGEND) if sentence]
     for number, evaluation in enumerate(evaluations):
         parts.append(f"## {_escape(heading(evaluation))}")
         if evaluation.n_ambiguous:
@@ -119,7 +145,9 @@ def markdown_report(evaluations: "Sequence[Evaluation]", *, title: str, pictures
             )
         parts.append(_markdown_classes(evaluation))
         if pictures:
-            parts.append(f"![Confusion matrix of {_escape(heading(evaluation))}]({pictures[number]})")
+            confusion, calibration = pictures[number]
+            parts.append(f"![Confusion matrix of {_escape(heading(evaluation))}]({confusion})")
+            parts.append(f"![Calibration of {_escape(heading(evaluation))}]({calibration})")
         parts.append(_markdown_confusion(evaluation.labels, evaluation.confusion))
     return "\n\n".join(parts) + "\n"
 
@@ -257,11 +285,11 @@ def confusion_csv(evaluation: "Evaluation") -> str:
 
 
 def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: str = "Evaluation") -> list[Path]:
-    """Write each evaluation as JSON, CSV and PNG, and `report.md` over all of them.
+    """Write each evaluation as JSON, CSV and two PNG, and `report.md` over all of them.
 
     Args:
         evaluations: Files are called TASK-SPLIT, with the modalities behind unless it was text alone, and a number
-            where the name would come twice.
+            where the name would come twice; the second PNG, of the calibration, TASK-SPLIT.calibration.
         folder: Where to; created if missing.
         title: Heading of `report.md`.
 
@@ -272,13 +300,15 @@ def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: s
     files: list[Path] = []
     stems = list(_stems(evaluations))
     for stem, evaluation in zip(stems, evaluations, strict=True):
-        as_json, as_csv, picture = (folder / f"{stem}.{kind}" for kind in ("json", "csv", "png"))
+        as_json, as_csv, confusion, calibration = (folder / f"{stem}.{kind}" for kind in _KINDS)
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2) + b"\n")
         as_csv.write_text(confusion_csv(evaluation), "utf-8")
-        save_confusion_png(evaluation, picture)
-        files += [as_json, as_csv, picture]
+        save_confusion_png(evaluation, confusion)
+        save_calibration_png(evaluation, calibration)
+        files += [as_json, as_csv, confusion, calibration]
     report = folder / "report.md"
-    report.write_text(markdown_report(evaluations, title=title, pictures=[f"{stem}.png" for stem in stems]), "utf-8")
+    pictures = [(f"{stem}.{_KINDS[2]}", f"{stem}.{_KINDS[3]}") for stem in stems]
+    report.write_text(markdown_report(evaluations, title=title, pictures=pictures), "utf-8")
     return [*files, report]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from tiny_data import write_goemotions, write_iemocap, write_meld, write_ravdess, write_tone, write_tweeteval
 from tiny_recordings import encode
 
@@ -110,3 +111,24 @@ def test_all_of_tweeteval_and_its_mean(tmp_path: Path, capsys: pytest.CaptureFix
     mean = sum(result["official"]["value"] for result in results) / 7
     assert f"TweetEval, mean of the seven official metrics: {mean:.4f}" in shown.err
     assert json.loads((tmp_path / "out" / "tweeteval-stance-test.json").read_text()) == results[5]
+
+
+def test_several_data_sets_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_goemotions(tmp_path / "goemotions")
+    write_meld(tmp_path / "meld")
+    write_all_tweeteval(tmp_path / "tweeteval")
+    also = [f"meld={tmp_path / 'meld'}", f"tweeteval={tmp_path / 'tweeteval'}"]
+    cli.evaluate(task="goemotions", data=tmp_path / "goemotions", also=also, as_json=True)
+    shown = capsys.readouterr()
+    results = json.loads(shown.out)
+    tweets = [f"tweeteval/{task}" for task in TWEETEVAL_TASKS]
+    assert [result["task"] for result in results] == ["goemotions", "meld", *tweets]
+    n = results[0]["n"] + results[1]["n"]
+    assert f"From text, goemotions and meld together: {n} examples, accuracy " in shown.err
+    assert all(sum(each["n"] for each in result["calibration"]) == result["n"] for result in results)
+
+
+@pytest.mark.parametrize("also", ["meld", "meld="])
+def test_a_further_data_set_needs_a_folder(also: str, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="TASK=FOLDER is needed"):
+        cli.evaluate(task="goemotions", data=tmp_path, also=[also])

@@ -8,9 +8,7 @@ from sklearn.metrics import f1_score
 from emostream.model.datasets import Dataset, Example
 from emostream.model.evaluation import (
     Evaluation,
-    chance_calibration_error,
     evaluate_scores,
-    expected_calibration_error,
     first_labels,
     fit_temperature,
     single_label,
@@ -64,23 +62,13 @@ def test_figures_by_hand() -> None:
     assert result.wa == pytest.approx(2 / 3 * 3 / 4 + 1 * 1 / 4)
     assert result.confusion[JOY] == [0, 0, 1, 2, 0, 0, 0]
     assert result.ece == pytest.approx(0.05, abs=1e-6)
+    assert [each.n for each in result.calibration] == [4]
 
 
 def test_a_class_that_is_answered_and_never_right_counts_in_macro_f1() -> None:
     result = evaluate_scores(dataset((JOY,), (JOY,)), scores(JOY, FEAR))
     assert result.macro_f1 == pytest.approx(f1_score([JOY, JOY], [JOY, FEAR], average="macro", zero_division=0))
     assert result.uar == 0.5
-
-
-def test_chance_alone_makes_a_calibration_error() -> None:
-    chance = np.random.default_rng(1)
-    confidence_N = chance.uniform(0.3, 1.0, 20_000).astype(np.float32)
-    right_N = chance.random(20_000) < confidence_N
-    for n in (200, 20_000):
-        by_chance = chance_calibration_error(confidence_N[:n])
-        assert expected_calibration_error(confidence_N[:n], right_N[:n]) == pytest.approx(by_chance, rel=0.5)
-    assert chance_calibration_error(confidence_N[:200]) > 5 * chance_calibration_error(confidence_N)
-    assert chance_calibration_error(np.ones(50, dtype=np.float32)) == 0
 
 
 def test_weighted_accuracy_equals_accuracy_where_unweighted_recall_does_not() -> None:
@@ -163,17 +151,6 @@ def test_labels_of_examples() -> None:
     given = examples((JOY,), (FEAR, JOY))
     assert single_label(given).tolist() == [True, False]
     assert first_labels(given).tolist() == [JOY, FEAR]
-
-
-def test_calibration_error_by_hand() -> None:
-    confidence = np.array([0.9, 0.9, 0.5, 0.5], dtype=np.float32)
-    right = np.array([True, False, True, False])
-    assert expected_calibration_error(confidence, right) == pytest.approx(0.2, abs=1e-6)
-
-
-def test_full_confidence_falls_into_the_last_bin() -> None:
-    confidence = np.array([1.0, 0.95], dtype=np.float32)
-    assert expected_calibration_error(confidence, np.array([True, True])) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_temperature_undoes_overconfidence() -> None:

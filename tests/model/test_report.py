@@ -11,11 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 from matplotlib.image import imread
+from msgspec.structs import replace
 from rich.console import Console
 
+from emostream.model.calibration import CalibrationBin
 from emostream.model.evaluation import ClassFigures, Evaluation, Official
-from emostream.model.pictures import save_confusion_png, save_curve_png
+from emostream.model.pictures import save_calibration_png, save_confusion_png, save_curve_png
 from emostream.model.report import (
+    calibration_by_path,
     confusion_csv,
     cross_validation_table,
     markdown_report,
@@ -31,6 +34,8 @@ EMOJI = (*"❤😍😂💕🔥😊😎✨💙😘📷", "🇺🇸", *"☀💜�
 ODD = ("a|b", "_x_", "[red]y", "pleasant calm", "pleasant surprise", "a name that never ends " * 5, "Ω", "z")
 IRONY = ("non_irony", "irony")
 CLASSES = pytest.mark.parametrize("labels", [IRONY, LABELS, ODD, EMOJI], ids=["2", "7", "odd", "emoji"])
+
+BIN = CalibrationBin(low=11 / 15, n=20, confidence=0.75, accuracy=0.65)
 
 
 def evaluation(
@@ -142,6 +147,25 @@ def test_a_class_without_examples_is_drawn(tmp_path: Path) -> None:
     assert imread(tmp_path / "confusion.png").size
 
 
+@pytest.mark.parametrize("bins", [(), (BIN,), tuple(replace(BIN, low=low / 15) for low in range(15))])
+def test_calibration_is_drawn(bins: tuple[CalibrationBin, ...], tmp_path: Path) -> None:
+    save_calibration_png(replace(evaluation(), calibration=bins), tmp_path / "calibration.png")
+    height, width, _ = imread(tmp_path / "calibration.png").shape
+    assert min(height, width) > 400
+
+
+def test_what_one_head_answers_is_judged_together() -> None:
+    first, second = (
+        replace(evaluation(task=task, accuracy=right), n=n, calibration=(replace(BIN, n=n, accuracy=right),))
+        for task, n, right in (("goemotions", 30, 0.6), ("meld", 10, 0.8))
+    )
+    others = [evaluation(IRONY), evaluation(modalities=("voice",))]
+    (sentence,) = calibration_by_path([first, others[0], second, others[1]])
+    assert sentence.startswith("From text, goemotions and meld together: 40 examples, accuracy 0.6500, ECE 0.1000, by")
+    assert sentence in markdown_report([first, second], title="All")
+    assert calibration_by_path([first, *others]) == []
+
+
 def test_reports_are_written_and_fit_together(tmp_path: Path) -> None:
     given = [
         evaluation(task="tweeteval/emoji", labels=EMOJI),
@@ -152,13 +176,15 @@ def test_reports_are_written_and_fit_together(tmp_path: Path) -> None:
     files = write_reports(given, tmp_path / "new" / "folder", title="Run 1")
     stems = ["tweeteval-emoji-dev", "meld-dev", "meld-dev-text-voice", "meld-dev-2"]
     assert [file.name for file in files] == [
-        *(f"{stem}.{kind}" for stem in stems for kind in ("json", "csv", "png")), "report.md"
+        *(f"{stem}.{kind}" for stem in stems for kind in ("json", "csv", "png", "calibration.png")), "report.md"
     ]  # fmt: skip
     assert sorted(files) == sorted((tmp_path / "new" / "folder").iterdir())
-    assert [msgspec.json.decode(file.read_bytes(), type=Evaluation) for file in files[:-1:3]] == given
+    assert [msgspec.json.decode(file.read_bytes(), type=Evaluation) for file in files[:-1:4]] == given
     report = files[-1].read_text("utf-8")
     assert report.startswith("# Run 1\n")
-    assert re.findall(r"!\[.*\]\((.*)\)", report) == [f"{stem}.png" for stem in stems]
+    assert re.findall(r"!\[.*\]\((.*)\)", report) == [
+        f"{stem}.{kind}" for stem in stems for kind in ("png", "calibration.png")
+    ]
 
 
 @pytest.mark.parametrize(("epochs", "lines"), [(1, 1), (2, 0), (3, 12), (25, 2)])
