@@ -127,6 +127,8 @@ class EmotionScorer:
         self._config = checkpoint.config
         self._tokenizer = checkpoint.tokenizer
         self._network = checkpoint.network.to(chosen).eval()
+        if self._network.voice is not None:
+            self._network.voice.body.fold()
         for branch in (self._network.text, self._network.voice):
             if branch is not None:
                 hold_in(self._compute.precision, branch)

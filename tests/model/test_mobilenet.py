@@ -63,6 +63,21 @@ def test_unfolded_weights_compute_what_folded_ones_did(folded: Path, channels: i
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("frames", [96, 384])
+def test_folding_changes_no_number(folded: Path, frames: int) -> None:
+    torch.manual_seed(6)
+    network = MobileNet(channels=2)
+    start_from(network, load_pretrained(str(folded)), images_BKFM=torch.randn(8, 2, 96, 64))
+    network.train()(torch.randn(8, 2, 96, 64))  # statistics that are not those of the start
+    images = torch.randn(3, 2, frames, 64)
+    with torch.no_grad():
+        before = network.eval()(images)
+        for _ in range(2):  # the second time changes nothing
+            network.fold()
+            torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-5 * float(before.abs().max()))
+    assert not [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
 def test_unfolded_normalisation_is_at_home_on_what_it_was_measured_on(folded: Path) -> None:
     """In training, batches normalise by themselves: on the measured images that is the same function again."""
     torch.manual_seed(5)
