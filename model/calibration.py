@@ -71,7 +71,7 @@ def calibration_error(bins: Sequence[CalibrationBin]) -> float:
     return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / max(total, 1)
 
 
-def calibration_error_by_chance(bins: Sequence[CalibrationBin], *, draws: int = 100) -> float:
+def calibration_error_by_chance(bins: Sequence[CalibrationBin], *, draws: int = 1000) -> float:
     """Return the mean calibration error of answers that are right exactly as often as their confidence says.
 
     Of bins with few answers it is not 0: they are never right exactly as often.
