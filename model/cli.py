@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,7 +83,7 @@ def train(
         for evaluation in results[0]:
             print_evaluation(console, evaluation)
         for together in calibration_by_path(results[0]):
-            console.print(together)
+            console.print(together, soft_wrap=True)
         console.print(f"checkpoint: {out / 'best'}, figures: {out / 'figures'}", soft_wrap=True)
         return
     sys.stdout.write(write_cross_validation(results, out))
@@ -164,6 +165,8 @@ def evaluate(
         for asked_for, source in sources
         for name in ([f"tweeteval/{each}" for each in TWEETEVAL_TASKS] if asked_for == "tweeteval" else [asked_for])
     ]
+    if twice := sorted(name for name, times in Counter(name for name, _ in named).items() if times > 1):
+        raise typer.BadParameter(f"{twice[0]} would be judged twice", param_hint="--also")
     if not fold:
         asked = [(read_dataset(name, source, split), path) for name, source in named]
     elif (numbers := re.fullmatch(r"([1-9]\d*)/(\d+)", fold)) and int(numbers[1]) <= int(numbers[2]):

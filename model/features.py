@@ -62,12 +62,11 @@ _EDGE_SAMPLES = _CHROMA_FFT // 2
 """Silence before and behind a waveform, into which the longest windows of its first and last frames reach."""
 
 _CPU_SAMPLES = 160_000
-"""Most samples that a core transforms at once: their spectra stay in its cache. Up to twice as many, which is what the
-scorer asks for, cores take each step together; from there on each takes recordings of its own."""
+"""Most samples that a core transforms at once: their spectra stay in its cache. Up to twice as many, and the scorer
+asks for no more (`pooling.MOST_SAMPLES`), cores take each step together; above, each takes recordings of its own."""
 
 _KEPT_BYTES = 32_000_000
-"""glibc hands memory back to the system, page by page, and takes it anew for each batch, until it has seen a block of
-this size freed (mallopt(3), `M_MMAP_THRESHOLD`). A page that is new costs about as much as computing what it holds."""
+"""Just below the most that glibc learns from."""
 
 _SPEECH_RMS = 0.05
 """Level that recordings are brought to (-26 dBFS): how loud somebody was recorded says nothing of how they feel."""
@@ -90,7 +89,6 @@ class SpeechImages(nn.Module):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
-        torch.empty(_KEPT_BYTES, dtype=torch.uint8)
         self.channels = VARIANTS[variant]
         mel_MQ = mel(
             sr=SAMPLE_RATE_HZ, n_fft=_MEL_FFT, n_mels=_MEL_BANDS, fmin=_MEL_LOW_HZ, fmax=_MEL_HIGH_HZ,
@@ -146,6 +144,7 @@ class SpeechImages(nn.Module):
         inference = torch.is_inference_mode_enabled()  # every thread has a mode of its own
         rounds = math.ceil(wave_BS.numel() / (cores * _CPU_SAMPLES))
         parts = min(cores * rounds, len(wave_BS))
+        # Threads take from one iterator: a zip of tuples is safe under Python's global lock.
         waiting = zip(wave_BS.tensor_split(parts), images_BKFM.tensor_split(parts), strict=True)
 
         def draw(waiting: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -187,6 +186,15 @@ def _a_core_each(threads: int) -> ThreadPoolExecutor:
     begun.wait()
     torch.set_num_threads(threads)  # of threads that torch meets from now on
     return pool
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, up to 64 MB, for what comes next; of another C library this asks nothing.
+
+    Else it hands blocks back to the system page by page, and takes them anew for each batch, until it has seen a large
+    one freed (mallopt(3), `M_MMAP_THRESHOLD`). A new page costs about as much as computing what it holds.
+    """
+    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 def _bins_of(bands_MQ: NDArray[np.float32]) -> slice:

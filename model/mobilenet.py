@@ -61,10 +61,11 @@ class MobileNet(nn.Module):
         return pooled_BV
 
     def fold(self) -> None:
-        """Make each normalisation part of its convolution, and lay channels last: the same numbers, much sooner.
+        """Make each normalisation part of its convolution, and lay channels last: the same numbers, sooner.
 
-        For a network in evaluation mode that learns no more. In bfloat16, on two cores, windows take two thirds of
-        the time; in float32 nine tenths.
+        For a network in evaluation mode that learns no more and is not saved. On two cores windows take three quarters
+        of the time in bfloat16, nine tenths in float32; not measured on CUDA. In bfloat16, in which the normalisation
+        is rounded now, too, vectors are off by 1.2 % in place of 0.7 %; as many answers on RAVDESS are right.
         """
         for name, convolution, norm in list(_convolutions(self)):
             if isinstance(norm, nn.BatchNorm2d):  # not folded before

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emostream.model.calibration import calibration_error, calibration_error_by_chance, merge_bins
-from emostream.model.datasets import TWEETEVAL_TASKS
+from emostream.model.datasets import PAIRS, TWEETEVAL_TASKS
 from emostream.model.pictures import heading, modalities_of, save_calibration_png, save_confusion_png
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ _FOLD_FIGURES: "dict[str, Callable[[Evaluation], float]]" = {
     "official": lambda evaluation: evaluation.official.value,
 }
 
-_KINDS = ("json", "csv", "png", "calibration.png")
-"""Endings of the files about an evaluation; the pictures are of its confusion matrix and of its calibration."""
+_CONFUSION, _CALIBRATION = "png", "calibration.png"
+"""Endings of the pictures of an evaluation."""
 
 _LEGEND = (
     "Accuracy is the share of right answers, which MM-EMOR calls UA. WA is each class's recall weighted by the class's "
@@ -103,10 +103,14 @@ def tweeteval_overall(evaluations: "Sequence[Evaluation]") -> str:
 
 
 def calibration_by_path(evaluations: "Sequence[Evaluation]") -> list[str]:
-    """Return a sentence for each path whose one head answered several of the data sets: all their examples together."""
+    """Return a sentence for each path whose one head answered several of the data sets: all their examples together.
+
+    Made pairs are left out: each of their halves stands in a data set already.
+    """
     by_path: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
-        by_path[evaluation.modalities, evaluation.labels].append(evaluation)
+        if not evaluation.task.startswith(PAIRS):
+            by_path[evaluation.modalities, evaluation.labels].append(evaluation)
     sentences = []
     for judged in by_path.values():
         if len(judged) > 1:
@@ -300,14 +304,16 @@ def write_reports(evaluations: "Sequence[Evaluation]", folder: Path, *, title: s
     files: list[Path] = []
     stems = list(_stems(evaluations))
     for stem, evaluation in zip(stems, evaluations, strict=True):
-        as_json, as_csv, confusion, calibration = (folder / f"{stem}.{kind}" for kind in _KINDS)
+        as_json, as_csv, confusion, calibration = (
+            folder / f"{stem}.{kind}" for kind in ("json", "csv", _CONFUSION, _CALIBRATION)
+        )
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2) + b"\n")
         as_csv.write_text(confusion_csv(evaluation), "utf-8")
         save_confusion_png(evaluation, confusion)
         save_calibration_png(evaluation, calibration)
         files += [as_json, as_csv, confusion, calibration]
     report = folder / "report.md"
-    pictures = [(f"{stem}.{_KINDS[2]}", f"{stem}.{_KINDS[3]}") for stem in stems]
+    pictures = [(f"{stem}.{_CONFUSION}", f"{stem}.{_CALIBRATION}") for stem in stems]
     report.write_text(markdown_report(evaluations, title=title, pictures=pictures), "utf-8")
     return [*files, report]
 

@@ -22,7 +22,7 @@ from emostream.model.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from emostream.model.clip_quality import quality_flags
 from emostream.model.device import choose_device, choose_precision, hold_in, is_out_of_memory, precision_name
 from emostream.model.errors import CheckpointError
-from emostream.model.features import ClipWindows, cut_windows
+from emostream.model.features import ClipWindows, cut_windows, keep_freed_memory
 from emostream.model.language import LanguageDetector
 from emostream.model.pooling import Compute, pool_clips_in_steps, pool_texts
 from emostream.model.samples import (
@@ -103,7 +103,8 @@ class EmotionScorer:
     """Scores with one checkpoint on one device.
 
     Args:
-        checkpoint: The trained model. The scorer takes its network over, onto its device and into its precision.
+        checkpoint: The trained model. The scorer takes its network over, onto its device and into its precision; it can
+            no longer be trained or saved.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         precision: `auto`, `float32` or `bfloat16`.
         attributes: Heads whose answers come along; none named takes those of `ATTRIBUTES` that the checkpoint has.
@@ -126,6 +127,7 @@ class EmotionScorer:
         self._compute = Compute(chosen, choose_precision(precision, chosen))
         self._config = checkpoint.config
         self._tokenizer = checkpoint.tokenizer
+        keep_freed_memory()
         self._network = checkpoint.network.to(chosen).eval()
         if self._network.voice is not None:
             self._network.voice.body.fold()

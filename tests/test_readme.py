@@ -145,7 +145,9 @@ def test_training_and_evaluation_run_on_a_small_folder(tmp_path: Path, stack_env
     assert "pairs/goemotions+ravdess dev, from text and voice" in said
     assert '"task":"ravdess","split":"dev","n":18' in said
     assert "runs/mine/best" in said
-    assert len(list((tmp_path / "figures").glob("tweeteval-*.png"))) == 7
+    pictures = list((tmp_path / "figures").glob("tweeteval-*.png"))
+    assert len(pictures) == 2 * 7
+    assert sum(picture.name.endswith(".calibration.png") for picture in pictures) == 7
     assert worker == "EMOSTREAM_CHECKPOINT=runs/mine/best emostream worker"
     log = tmp_path / "worker.log"
     variables = {**stack_environment, "EMOSTREAM_CHECKPOINT": "runs/mine/best", "EMOSTREAM_HTTP_PORT": "0"}

@@ -128,7 +128,10 @@ def test_several_data_sets_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(sum(each["n"] for each in result["calibration"]) == result["n"] for result in results)
 
 
-@pytest.mark.parametrize("also", ["meld", "meld="])
-def test_a_further_data_set_needs_a_folder(also: str, tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="TASK=FOLDER is needed"):
+@pytest.mark.parametrize(
+    ("also", "wrong"),
+    [("meld", "TASK=FOLDER is needed"), ("meld=", "TASK=FOLDER is needed"), ("goemotions=x", "judged twice")],
+)
+def test_a_further_data_set_needs_a_folder_and_is_another(also: str, wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match=wrong):
         cli.evaluate(task="goemotions", data=tmp_path, also=[also])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.features import (
+    _CPU_SAMPLES,
     CHROMA_HOP_SAMPLES,
     FRAME_STEP,
     HOP_SAMPLES,
@@ -23,6 +24,7 @@ from emostream.model.features import (
     cut_windows,
     level,
 )
+from emostream.model.pooling import MOST_SAMPLES
 
 MEL = {
     "n_fft": 512, "win_length": 400, "hop_length": HOP_SAMPLES, "n_mels": 64, "fmin": 125, "fmax": 7500, "htk": True,
@@ -72,6 +74,10 @@ def test_a_batch_has_the_images_of_its_recordings_on_any_number_of_cores(cores: 
         for count in (1, 2, 17, len(waves)):  # by all cores together, and a few to each
             torch.testing.assert_close(images(waves[:count]), torch.cat([images(wave[None]) for wave in waves[:count]]))
     assert torch.get_num_threads() == cores
+
+
+def test_the_scorer_asks_for_no_more_than_cores_draw_together() -> None:
+    assert MOST_SAMPLES["cpu"] <= 2 * _CPU_SAMPLES
 
 
 def test_a_tone_lights_its_pitch_class_and_its_band() -> None:

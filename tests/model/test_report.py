@@ -164,6 +164,8 @@ def test_what_one_head_answers_is_judged_together() -> None:
     assert sentence.startswith("From text, goemotions and meld together: 40 examples, accuracy 0.6500, ECE 0.1000, by")
     assert sentence in markdown_report([first, second], title="All")
     assert calibration_by_path([first, *others]) == []
+    made = [replace(first, task=task) for task in ("pairs", "pairs/goemotions+ravdess")]
+    assert calibration_by_path([first, *made, second]) == [sentence], "pairs are made of examples counted already"
 
 
 def test_reports_are_written_and_fit_together(tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_weights_held_in_bfloat16_change_no_score(monkeypatch: pytest.MonkeyPatc
     branches = [*checkpoint.network.text.modules(), *checkpoint.network.voice.modules()]
     weights = [each.weight for each in branches if isinstance(each, torch.nn.Linear | torch.nn.Conv2d)]
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    assert not [each for each in branches if isinstance(each, torch.nn.BatchNorm2d)], "all folded"
     monkeypatch.setattr("emostream.model.scorer.hold_in", lambda *_: None)
     converted = EmotionScorer.load(SHIPPED, device="cpu", precision="bfloat16")
     items = [*(Item(text=text) for text in PLAIN), *(Item(recording=recording) for recording in recordings)]

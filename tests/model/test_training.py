@@ -115,6 +115,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but what `run` drew before this: hundreds of curves and matrices that nobody looks at."""
     monkeypatch.setattr("emostream.model.training_loop.save_curve_png", lambda *_: None)
     monkeypatch.setattr("emostream.model.report.save_confusion_png", lambda *_: None)
+    monkeypatch.setattr("emostream.model.report.save_calibration_png", lambda *_: None)
 
 
 def best(scores: tuple[float, ...]) -> str:
