@@ -149,23 +149,16 @@ def evaluate(
     if out is not None:
         _make_folder(out)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    spoken, _, folder = voices.partition("=")
-    if voices and (not folder or fold or path != "auto" or task == "tweeteval" or also):
+    if voices and (fold or path != "auto" or task == "tweeteval" or also):
         raise typer.BadParameter(
             "TASK=FOLDER is needed, one --task, no --also, no --fold and no --path", param_hint="--voices"
         )
-    sources = [(task, data)]
-    for each in also or ():
-        other, _, place = each.partition("=")
-        if not place:
-            raise typer.BadParameter(f"{each!r}; TASK=FOLDER is needed", param_hint="--also")
-        sources.append((other, Path(place)))
-    named = [
-        (name, source)
-        for asked_for, source in sources
-        for name in ([f"tweeteval/{each}" for each in TWEETEVAL_TASKS] if asked_for == "tweeteval" else [asked_for])
-    ]
-    if twice := sorted(name for name, times in Counter(name for name, _ in named).items() if times > 1):
+    spoken, folder = _task_and_folder(voices, "--voices") if voices else ("", Path())
+    several = {"tweeteval": [f"tweeteval/{name}" for name in TWEETEVAL_TASKS]}
+    sources = [(task, data), *(_task_and_folder(each, "--also") for each in also or ())]
+    named = [(name, source) for asked_for, source in sources for name in several.get(asked_for, [asked_for])]
+    names = [name for name, _ in named]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise typer.BadParameter(f"{twice[0]} would be judged twice", param_hint="--also")
     if not fold:
         asked = [(read_dataset(name, source, split), path) for name, source in named]
@@ -176,16 +169,16 @@ def evaluate(
             )
         number, folds = map(int, numbers.groups())
         held = (number - 1, folds)
-        for name, _ in named:
+        for name in names:
             check_fold(checkpoint, name, held)
         asked = [(read_fold(name, source, fold=held), path) for name, source in named]
     else:
         raise typer.BadParameter(f"{fold!r}; K/N is needed, from 1/N to N/N", param_hint="--fold")
     if voices:
-        recordings = read_dataset(spoken, Path(folder), split)
+        recordings = read_dataset(spoken, folder, split)
         pairs = match_by_label(asked[0][0], recordings)
         asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
-    if split == "test" and not fold and "tess" in (spoken, *(name for name, _ in named)):
+    if split == "test" and not fold and "tess" in (spoken, *names):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)
     if voices and not scorer.voice_width:
@@ -209,6 +202,14 @@ def evaluate(
         (sys.stderr if as_json else sys.stdout).write(f"{overall}\n")
     if out is not None:
         write_reports(results, out)
+
+
+def _task_and_folder(option: str, hint: str) -> tuple[str, Path]:
+    """Read TASK=FOLDER."""
+    task, _, folder = option.partition("=")
+    if not folder:
+        raise typer.BadParameter(f"{option!r}; TASK=FOLDER is needed", param_hint=hint)
+    return task, Path(folder)
 
 
 def _make_folder(folder: Path) -> None:

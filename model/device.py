@@ -20,6 +20,9 @@ _KINDS = ("cpu", "cuda")
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+_KEPT_BYTES = 32_000_000
+"""Just below the most that glibc learns from."""
+
 
 def choose_device(wish: str) -> torch.device:
     """Return the device for a wish: `auto` takes CUDA when there is one, `cpu`, `cuda` and `cuda:1` are torch's names.
@@ -51,6 +54,15 @@ def choose_precision(wish: str, device: torch.device) -> torch.dtype:
     if wish not in _PRECISIONS:
         raise DeviceError(f"precision {wish!r} is not known; there are auto, {', '.join(_PRECISIONS)}")
     return _PRECISIONS[wish]
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, up to 64 MB, for what comes next; of another C library this asks nothing.
+
+    Else it hands blocks back to the system page by page, and takes them anew for each batch, until it has seen a large
+    one freed (mallopt(3), `M_MMAP_THRESHOLD`). A new page costs about as much as computing what it holds.
+    """
+    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

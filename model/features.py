@@ -65,9 +65,6 @@ _CPU_SAMPLES = 160_000
 """Most samples that a core transforms at once: their spectra stay in its cache. Up to twice as many, and the scorer
 asks for no more (`pooling.MOST_SAMPLES`), cores take each step together; above, each takes recordings of its own."""
 
-_KEPT_BYTES = 32_000_000
-"""Just below the most that glibc learns from."""
-
 _SPEECH_RMS = 0.05
 """Level that recordings are brought to (-26 dBFS): how loud somebody was recorded says nothing of how they feel."""
 
@@ -186,15 +183,6 @@ def _a_core_each(threads: int) -> ThreadPoolExecutor:
     begun.wait()
     torch.set_num_threads(threads)  # of threads that torch meets from now on
     return pool
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to 64 MB, for what comes next; of another C library this asks nothing.
-
-    Else it hands blocks back to the system page by page, and takes them anew for each batch, until it has seen a large
-    one freed (mallopt(3), `M_MMAP_THRESHOLD`). A new page costs about as much as computing what it holds.
-    """
-    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 def _bins_of(bands_MQ: NDArray[np.float32]) -> slice:

@@ -26,8 +26,9 @@ leave the cache). A GPU wants tens of thousands to be busy at all; that figure i
 
 
 MOST_SAMPLES = {"cpu": 4 * MOST_FRAMES * HOP_SAMPLES, "cuda": 512 * MOST_FRAMES * HOP_SAMPLES}
-"""Samples of one forward pass of the voice branch. On a CPU four of the longest windows, 13 ms on two cores: texts that
-come meanwhile wait for no more than these. Two at once take a fifth longer a window, eight a twentieth less."""
+"""Samples of one forward pass of the voice branch. On a CPU four of the longest windows, 13 ms on two cores in
+bfloat16: texts that come meanwhile wait for no more than these. Two at once take a quarter longer a window, eight a
+twentieth less."""
 
 
 class Compute(msgspec.Struct, frozen=True):

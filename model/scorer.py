@@ -20,9 +20,16 @@ from torch import Tensor
 from emostream.model.audio import SAMPLE_RATE_HZ, Recording
 from emostream.model.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from emostream.model.clip_quality import quality_flags
-from emostream.model.device import choose_device, choose_precision, hold_in, is_out_of_memory, precision_name
+from emostream.model.device import (
+    choose_device,
+    choose_precision,
+    hold_in,
+    is_out_of_memory,
+    keep_freed_memory,
+    precision_name,
+)
 from emostream.model.errors import CheckpointError
-from emostream.model.features import ClipWindows, cut_windows, keep_freed_memory
+from emostream.model.features import ClipWindows, cut_windows
 from emostream.model.language import LanguageDetector
 from emostream.model.pooling import Compute, pool_clips_in_steps, pool_texts
 from emostream.model.samples import (

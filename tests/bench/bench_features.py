@@ -1,8 +1,8 @@
 """Images of speech: ours, batched in torch, beside librosa called clip by clip, on the same cores in one run.
 
 Both draw the same images, a logarithm of a Mel spectrogram over a chromagram (compared before anything is timed); ours
-all windows of one length at once, and four at a time as the scorer does. Run with `make bench-features`; the recordings
-are the project's spoken examples, or those in a folder: `--clips FOLDER`.
+all windows of one length at once, and as few as a pass of the scorer takes. Run with `make bench-features`; the
+recordings are the project's spoken examples, or those in a folder: `--clips FOLDER`.
 """
 
 import argparse
@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from emostream.model.audio import SAMPLE_RATE_HZ, decode_recording
+from emostream.model.device import keep_freed_memory
 from emostream.model.features import (
     CHROMA_HOP_SAMPLES,
     HOP_SAMPLES,
     SpeechImages,
     cut_windows,
-    keep_freed_memory,
     stack_windows,
 )
+from emostream.model.pooling import MOST_SAMPLES
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "clips"
 
@@ -71,7 +72,7 @@ def main() -> None:
     rows = windows(arguments.clips, arguments.count)
     lengths = sorted({len(row) for row in rows})
     batches = [stack_windows([row for row in rows if len(row) == length]) for length in lengths]
-    fours = [few for wave_BS in batches for few in wave_BS.split(4)]
+    passes = [few for wave_BS in batches for few in wave_BS.split(MOST_SAMPLES["cpu"] // wave_BS.shape[1])]
     images = SpeechImages("both")
     keep_freed_memory()
 
@@ -86,16 +87,16 @@ def main() -> None:
             image_of_librosa(row)
 
     with torch.inference_mode():
-        for wave_BS in (*batches, *fours):
+        for wave_BS in (*batches, *passes):
             drawn_KFM = images(wave_BS)[-1]
             np.testing.assert_allclose(drawn_KFM, image_of_librosa(wave_BS[-1].numpy()), atol=1e-3)
-    ways = (theirs, lambda: ours(batches), lambda: ours(fours))
+    ways = (theirs, lambda: ours(batches), lambda: ours(passes))
     rounds = [[seconds(way) for way in ways] for _ in range(arguments.rounds + 1)][1:]
     theirs_s, *ours_s = (statistics.median(column) for column in zip(*rounds, strict=True))
     total_s = sum(len(row) for row in rows) / SAMPLE_RATE_HZ
     table = Table("", "ms a window", "audio seconds a second", "ratio")
     table.add_row("librosa", f"{1000 * theirs_s / len(rows):.2f}", f"{total_s / theirs_s:,.0f}", "1")
-    for name, all_s in zip(("emostream", "emostream, four at a time"), ours_s, strict=True):
+    for name, all_s in zip(("emostream", "emostream, in the scorer's passes"), ours_s, strict=True):
         took_s = all_s / arguments.passes
         table.add_row(name, f"{1000 * took_s / len(rows):.2f}", f"{total_s / took_s:,.0f}", f"{theirs_s / took_s:.1f}")
     console = Console()
