@@ -138,7 +138,7 @@ def evaluate(
     """
     from emostream.model.checkpoint import SHIPPED
     from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset, read_fold
-    from emostream.model.judging import judge, match_by_label
+    from emostream.model.judging import check_path, judge, match_by_label
     from emostream.model.report import calibration_by_path, print_evaluation, tweeteval_overall, write_reports
     from emostream.model.samples import FUSED, TEXT, VOICE
     from emostream.model.scorer import EmotionScorer
@@ -178,6 +178,8 @@ def evaluate(
         recordings = read_dataset(spoken, folder, split)
         pairs = match_by_label(asked[0][0], recordings)
         asked = [(pairs, TEXT), (recordings, VOICE), (pairs, FUSED)]
+    for dataset, each in asked:
+        check_path(dataset, each)
     if split == "test" and not fold and "tess" in (spoken, *names):
         logging.warning("TESS has no test split: this is all of it, and a model that learned from it knows most of it")
     scorer = EmotionScorer.load(checkpoint or SHIPPED, device=device, precision=precision)

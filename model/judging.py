@@ -49,9 +49,8 @@ def judge(
         DatasetError: The path asked for has no examples here, or the model has no head for the data set's labels.
         CheckpointError: There are recordings and nothing else, and the model has no voice branch.
     """
+    check_path(dataset, path)
     if EMOTION not in dataset.classes:
-        if path in (VOICE, FUSED):
-            raise DatasetError(f"{dataset.name} is answered from text alone; it has no path {path!r}")
         return evaluate_scores(dataset, _head_scores(scorer, dataset, on_progress))
     kept: list[Example] = []
     modalities: set[str] = set()
@@ -81,11 +80,29 @@ def judge(
             len(unread), unread[0][1], saved,
         )  # fmt: skip
     if not kept:
-        raise DatasetError(f"{dataset.name}: no example of split {dataset.split!r} can take the path {path!r}")
+        raise _nothing_for(path, dataset)
     judged = msgspec.structs.replace(dataset, examples=tuple(kept))
     order = tuple(name for name in ("text", "voice") if name in modalities)
     evaluation = evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
     return msgspec.structs.replace(evaluation, n_unread=len(unread) - saved + unanswered)
+
+
+def check_path(dataset: Dataset, path: str) -> None:
+    """Find out whether a data set has something to judge a path by, before a model is loaded.
+
+    Raises:
+        DatasetError: It has not.
+    """
+    if EMOTION not in dataset.classes and path in (VOICE, FUSED):
+        raise DatasetError(f"{dataset.name} is answered from text alone; it has no path {path!r}")
+    lacks_text = path in (TEXT, FUSED) and all(example.text is None for example in dataset.examples)
+    lacks_voice = path in (VOICE, FUSED) and all(example.recording is None for example in dataset.examples)
+    if lacks_text or lacks_voice:
+        raise _nothing_for(path, dataset)
+
+
+def _nothing_for(path: str, dataset: Dataset) -> DatasetError:
+    return DatasetError(f"{dataset.name}: no example of split {dataset.split!r} can take the path {path!r}")
 
 
 def match_by_label(texts: Dataset, recordings: Dataset) -> Dataset:

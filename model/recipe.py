@@ -82,13 +82,13 @@ class TextOptimisation(Optimisation, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Teaching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a run of the text stage learns from the mean of those before it: each head from every text.
+    """How a run of the text stage learns from the answers of those before it: each head from every text.
 
     Source: Clark et al. 2019, arXiv:1907.04829, of whose students each head learns from its own data set alone.
 
     Attributes:
-        share: At the head that a text is labelled for, the teacher's answer counts so much, the label the rest.
-        others: Weight of the teacher's answer at each of the other heads.
+        share: At the head that a text is labelled for, the teachers' mean answer counts so much, the label the rest.
+        others: Weight of their answer at each of the other heads.
     """
 
     share: Annotated[float, Meta(ge=0, le=1)]
@@ -111,8 +111,9 @@ class TextRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         r_drop: Weight of the divergence between two passes with different dropout (Liang et al. 2021,
             arXiv:2106.14448); 0 makes one pass.
         runs: Trainings from the same first weights, each on texts in another order; the weights that they end with are
-            averaged (Wortsman et al. 2022, arXiv:2203.05482).
-        teaching: How those after the first learn from the ones before; without it, from labels alone.
+            averaged (Wortsman et al. 2022, arXiv:2203.05482), unless there is teaching.
+        teaching: How those after the first learn from the ones before, and the last is what comes out; without it, all
+            learn from labels alone.
     """
 
     encoder: str

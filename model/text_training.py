@@ -1,7 +1,7 @@
 """The text stage: an encoder and a head per question, learned together from all data sets. Run by `training`.
 
 A batch mixes data sets; every text goes through the encoder once, and only the head that its labels belong to counts.
-A later run may have a teacher, which answers every text by every head.
+A later run may have teachers, which answer every text by every head, once.
 
 Legend: B texts of a batch, T tokens, D width of a pooled text, C classes.
 """
@@ -9,7 +9,7 @@ Legend: B texts of a batch, T tokens, D width of a pooled text, C classes.
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,8 +40,10 @@ is not measured."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One training text: the token ids of its first window, and where its loss is taken."""
+    """One training text: which it is, the token ids of its first window, and where its loss is taken."""
 
+    dataset: int
+    number: int
     ids: tuple[int, ...]
     head: str
     labels: tuple[int, ...]
@@ -52,14 +54,13 @@ class Teacher(nn.Module):
 
     def __init__(self, branch: TextBranch, heads: nn.ModuleDict) -> None:
         super().__init__()
-        self._branch, self._heads = copy.deepcopy(branch), copy.deepcopy(heads)
+        self.branch, self._heads = copy.deepcopy(branch), copy.deepcopy(heads)
         self.eval()
 
     @torch.no_grad()
-    def forward(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Return scores_BC of each head."""
-        pooled_BD = self._branch(ids_BT)
-        return {name: torch.softmax(head(pooled_BD).float(), -1) for name, head in self._heads.items()}
+    def forward(self, pooled_ND: Tensor) -> dict[str, Tensor]:
+        """Return scores_NC of each head."""
+        return {name: torch.softmax(head(pooled_ND), -1) for name, head in self._heads.items()}
 
 
 class TextStage(Stage):
@@ -82,7 +83,8 @@ class TextStage(Stage):
         self.optimisation = recipe.optimisation
         self._recipe, self._compute = recipe, compute
         self._first_seed = self._seed = seed
-        self._ask_teacher: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self._teachers: tuple[Teacher, ...] = ()  # in a tuple: as modules they would be learned, and saved, too
+        self._answers: list[Tensor] = []
         encoder = find_encoder(recipe.encoder, data)
         self.tokenizer = load_pretrained_tokenizer(
             encoder,
@@ -98,28 +100,28 @@ class TextStage(Stage):
         self.heads = build_heads(
             self.classes, width_in=self.branch.width, width=recipe.head_width, dropout=recipe.dropout
         )
-        self._rows = [self._tokenise(dataset) for dataset in train_sets]
+        self._rows = [self._tokenise(number, dataset) for number, dataset in enumerate(train_sets)]
         powers = [choice.class_weight_power for choice in recipe.datasets]
         self._weights = [
             class_weights(dataset, power, compute.device) for dataset, power in zip(train_sets, powers, strict=True)
         ]
         self.to(compute.device)
 
-    def _tokenise(self, dataset: Dataset) -> list[Row]:
+    def _tokenise(self, number: int, dataset: Dataset) -> list[Row]:
         """Return one row per text; of a long training text only the first window is learned from."""
         windows = self.tokenizer.windows(dataset.texts)
         if longer := sum(len(text.rows) > 1 for text in windows):
             _log.warning("%s: %d of %d texts are longer than a window of %d tokens, whose rest is not learned from",
                          dataset.name, longer, len(windows), self.tokenizer.layout.window_tokens)  # fmt: skip
         return [
-            Row(ids=text.rows[0], head=example.head, labels=example.labels)
-            for text, example in zip(windows, dataset.examples, strict=True)
+            Row(dataset=number, number=row, ids=text.rows[0], head=example.head, labels=example.labels)
+            for row, (text, example) in enumerate(zip(windows, dataset.examples, strict=True))
         ]
 
-    def begin(self, run: int, *, teacher: Teacher | None = None) -> None:
-        """Have what follows learn from texts in an order of its own, and from a teacher where there is one."""
-        # Not the teacher itself: as a module it would be learned, and saved, too.
-        self._ask_teacher = teacher.__call__ if teacher is not None else None
+    def begin(self, run: int, *, teachers: Sequence[Teacher] = ()) -> None:
+        """Have what follows learn from texts in an order of its own, and from teachers where there are some."""
+        self._teachers = tuple(teachers)
+        self._answers = []
         self._seed = self._first_seed + 100_000 * run
         self.name = f"text, run {run + 1}" if run else "text"
 
@@ -138,24 +140,23 @@ class TextStage(Stage):
         recipe = self._recipe
         return shares(sizes, recipe.datasets, total=recipe.examples_per_epoch, power=recipe.sampling_power)
 
-    def batches(self, epoch: int) -> Iterator[list[tuple[Row, int]]]:
-        """Yield batches of rows, each with the number of its data set."""
+    def batches(self, epoch: int) -> Iterator[list[Row]]:
+        """Yield batches of rows."""
         drawn = [
-            (rows[index], number)
+            rows[index]
             for number, (rows, count) in enumerate(zip(self._rows, self._draws(), strict=True))
             for index in draw(len(rows), count, epoch=epoch, seed=self._seed + number)
         ]
-        lengths = [len(row.ids) for row, _ in drawn]
+        lengths = [len(row.ids) for row in drawn]
         for batch in shuffled_batches(lengths, self.optimisation.batch_size, seed=self._seed + epoch):
             yield [drawn[index] for index in batch]
 
-    def forward(self, batch: Sequence[tuple[Row, int]]) -> Tensor:
+    def forward(self, batch: Sequence[Row]) -> Tensor:
         """Return the batch's mean loss."""
-        rows = [row for row, _ in batch]
-        ids_BT = pad_rows([row.ids for row in rows], pad_id=self.tokenizer.layout.pad_id).to(self._compute.device)
+        ids_BT = pad_rows([row.ids for row in batch], pad_id=self.tokenizer.layout.pad_id).to(self._compute.device)
         passes = [self._log_scores(ids_BT) for _ in range(2 if self._recipe.r_drop else 1)]
         labels = self._targets(batch)
-        targets = self._taught(labels, ids_BT)
+        targets = self._taught(labels, batch)
         loss = torch.stack([_cross_entropy(log_scores, targets) for log_scores in passes]).mean()
         if self._recipe.r_drop:
             loss = loss + self._recipe.r_drop * _divergence(passes[0], passes[1], labels)
@@ -175,27 +176,38 @@ class TextStage(Stage):
         parts = torch.split(ids_BT, rows)
         return torch.cat([checkpoint(self.branch, part, use_reentrant=False) for part in parts])
 
-    def _targets(self, batch: Sequence[tuple[Row, int]]) -> dict[str, Tensor]:
+    def _targets(self, batch: Sequence[Row]) -> dict[str, Tensor]:
         """Return weighted targets_BC per head; rows of other heads are zero and cost nothing."""
         smoothing, device = self.optimisation.label_smoothing, self._compute.device
         targets = {name: torch.zeros(len(batch), len(labels), device=device) for name, labels in self.classes.items()}
-        for number, (row, dataset) in enumerate(batch):
+        for number, row in enumerate(batch):
             target_C = soft_targets([row.labels], len(self.classes[row.head]), smoothing=smoothing)[0].to(device)
-            targets[row.head][number] = target_C * self._weights[dataset][row.head]
+            targets[row.head][number] = target_C * self._weights[row.dataset][row.head]
         return targets
 
-    def _taught(self, labels: dict[str, Tensor], ids_BT: Tensor) -> dict[str, Tensor]:
-        """Return targets_BC per head: labels, and what the teacher answers."""
+    def _taught(self, labels: dict[str, Tensor], batch: Sequence[Row]) -> dict[str, Tensor]:
+        """Return targets_BC per head: labels, and what the teachers answer."""
         teaching = self._recipe.teaching
-        if self._ask_teacher is None or teaching is None:
+        if not self._teachers or teaching is None:
             return labels
-        with autocast(self._compute.device, self._compute.precision):
-            answers = self._ask_teacher(ids_BT)
+        if not self._answers:  # asked in each step, of what it has drawn, one teacher took a third of it
+            self._answers = [self._ask(dataset) for dataset in self._train_sets]
+        told_BA = torch.stack([self._answers[row.dataset][row.number] for row in batch]).to(self._compute.device)
+        answers = torch.split(told_BA.float(), [len(classes) for classes in self.classes.values()], dim=1)
         return {
-            name: (1 - teaching.share) * own_BC
-            + torch.where(own_BC.any(-1, keepdim=True), teaching.share, teaching.others) * answers[name]
-            for name, own_BC in labels.items()
+            name: (1 - teaching.share) * labels[name]
+            + torch.where(labels[name].any(-1, keepdim=True), teaching.share, teaching.others) * answer_BC
+            for name, answer_BC in zip(self.classes, answers, strict=True)
         }
+
+    def _ask(self, dataset: Dataset) -> Tensor:
+        """Return answers_NA, float16: what the teachers say of each text on average, all heads side by side."""
+        _log.info("%s: teachers read %s, %d texts", self.name, dataset.name, len(dataset.texts))
+        answers = [
+            teacher(self._pool_by(teacher.branch, dataset).to(self._compute.device)) for teacher in self._teachers
+        ]
+        told = [torch.cat([scores[name] for name in self.classes], dim=1) for scores in answers]
+        return torch.stack(told).mean(0).half().cpu()
 
     def peak_rate(self, parameter: str) -> float:
         """Return one rate for the heads, and one that falls downwards through the encoder's layers."""
@@ -227,8 +239,11 @@ class TextStage(Stage):
 
     def pool(self, dataset: Dataset) -> Tensor:
         """Return pooled_ND of a data set's texts."""
+        return self._pool_by(self.branch, dataset)
+
+    def _pool_by(self, branch: TextBranch, dataset: Dataset) -> Tensor:
         windows = self.tokenizer.windows(dataset.texts)
-        return pool_texts(self.branch, windows, pad_id=self.tokenizer.layout.pad_id, compute=self._compute)[0]
+        return pool_texts(branch, windows, pad_id=self.tokenizer.layout.pad_id, compute=self._compute)[0]
 
     def sets(self, split: str) -> list[Dataset]:
         """Return the data sets of the split `train` or `dev`."""

@@ -2,7 +2,7 @@
 
     RUN/recipe.json   what runs
     RUN/text          encoder and text heads        (text_training.py)
-    RUN/text-N        the same from the start, to be averaged, too
+    RUN/text-N        the same from the start: averaged, or taught by those before it
     RUN/heads/SET     the head of a data set, longer (head_training.py)
     RUN/voice         MobileNet                     (voice_training.py)
     RUN/fusion        the head over both            (fusion_training.py)
@@ -35,7 +35,7 @@ from emostream.model.quantise import quantise_rows, widen_rows
 from emostream.model.recipe import Recipe
 from emostream.model.report import write_reports
 from emostream.model.samples import EMOTION, LABELS
-from emostream.model.text_training import TextStage
+from emostream.model.text_training import Teacher, TextStage
 from emostream.model.training_loop import Progress, local_device, processes, run_stage, write_json
 from emostream.model.voice_training import VoiceStage
 
@@ -146,23 +146,30 @@ def _learn_on(
 
 
 def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute, on_step: Progress) -> None:
-    """Train the text stage as often as the recipe says; it is left with the mean of all weights that it ended with."""
+    """Train the text stage as often as the recipe says.
+
+    It is left with what the last run learned, where those before it were its teachers, or else with the mean of all.
+    """
     first = {name: tensor.clone() for name, tensor in text.state_dict().items()}
     total = dict.fromkeys(first, torch.zeros(()))
+    teachers: list[Teacher] = []
     for number in range(recipe.text.runs):
-        teacher = text.as_teacher() if number and recipe.text.teaching is not None else None
         text.load_state_dict(first)
-        text.begin(number, teacher=teacher)
+        text.begin(number, teachers=teachers)
         run_stage(
             text,
             folder=run / ("text" if number == 0 else f"text-{number + 1}"),
             compute=compute,
             seed=recipe.seed + 100 * number,
-            built_on=[teacher] if teacher is not None else [],
+            built_on=teachers,
             on_step=on_step,
         )
-        total = {name: total[name] + tensor.cpu().double() for name, tensor in text.state_dict().items()}
-        text.load_state_dict({name: tensor / (number + 1) for name, tensor in total.items()})
+        if recipe.text.teaching is not None:
+            teachers.append(text.as_teacher())
+        else:
+            total = {name: total[name] + tensor.cpu().double() for name, tensor in text.state_dict().items()}
+    if not teachers:
+        text.load_state_dict({name: tensor / recipe.text.runs for name, tensor in total.items()})
 
 
 def make_small(branch: nn.Module) -> None:

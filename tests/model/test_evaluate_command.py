@@ -13,6 +13,7 @@ from tiny_recordings import encode
 from emostream.model import cli
 from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.datasets import TWEETEVAL_TASKS, read_dataset, readers
+from emostream.model.errors import DatasetError
 from emostream.model.scorer import EmotionScorer
 
 FIELDS = ("accuracy", "macro_f1", "uar", "wa", "ece")
@@ -135,3 +136,16 @@ def test_several_data_sets_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_further_data_set_needs_a_folder_and_is_another(also: str, wrong: str, tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match=wrong):
         cli.evaluate(task="goemotions", data=tmp_path, also=[also])
+
+
+@pytest.mark.parametrize(("also", "wrong"), [("irony", "no path 'voice'"), ("meld", "can take the path 'voice'")])
+def test_a_path_is_refused_before_anything_is_judged(
+    also: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ravdess(tmp_path / "ravdess")
+    write_meld(tmp_path / "meld")
+    write_all_tweeteval(tmp_path / "irony")
+    monkeypatch.setattr(EmotionScorer, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    further = f"{'tweeteval/irony' if also == 'irony' else also}={tmp_path / also}"
+    with pytest.raises(DatasetError, match=wrong):
+        cli.evaluate(task="ravdess", data=tmp_path / "ravdess", split="dev", path="voice", also=[further])

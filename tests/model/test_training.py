@@ -363,7 +363,9 @@ def test_a_stage_that_is_not_whole_says_so(
 
 
 @pytest.mark.parametrize("teaching", [None, Teaching(share=0.5, others=0.1)], ids=["labels", "taught"])
-def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path, teaching: Teaching | None) -> None:
+def test_runs_end_in_the_mean_of_their_weights_or_in_the_last_student(
+    data: Path, tmp_path: Path, teaching: Teaching | None
+) -> None:
     short = msgspec.structs.replace(RECIPE.text.optimisation, epochs=2)
     text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=teaching, optimisation=short)
     recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
@@ -375,7 +377,7 @@ def test_runs_end_in_the_mean_of_their_weights(data: Path, tmp_path: Path, teach
     ours = load_checkpoint(tmp_path / "best").network.text.state_dict()
     assert any(len({end[f"branch.{name}"].sum().item() for end in ends}) == 2 for name in ours), "each learns"
     for name, tensor in ours.items():
-        mean = torch.stack([end[f"branch.{name}"].double() for end in ends]).mean(0)
+        mean = torch.stack([end[f"branch.{name}"].double() for end in (ends[-1:] if teaching else ends)]).mean(0)
         torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=float(mean.abs().max()) / 127)
     before = (tmp_path / "best" / "model.safetensors").read_bytes()
     (tmp_path / "text" / "log.csv").unlink()  # as a stop just before it was written leaves it
@@ -389,7 +391,7 @@ def test_a_second_run_learns_from_the_first(data: Path, tmp_path: Path) -> None:
     ends = []
     for teaching in (None, Teaching(share=0.5)):
         text = msgspec.structs.replace(RECIPE.text, runs=2, teaching=teaching, optimisation=short)
-        recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None)
+        recipe = msgspec.structs.replace(RECIPE, text=text, heads=None, voice=None, precision="bfloat16")
         train(recipe, data=data, run=tmp_path / str(teaching is None), device="cpu")
         ends.append([end_of(tmp_path / str(teaching is None) / folder) for folder in ("text", "text-2")])
     (first, second), (same, taught) = ends
@@ -414,20 +416,24 @@ def test_a_student_of_a_run_that_is_gone_is_not_gone_on_with(data: Path, tmp_pat
         train(recipe, data=data, run=tmp_path, device="cpu")
 
 
-def test_a_student_learns_from_every_head_of_its_teacher(data: Path) -> None:
+def test_a_student_learns_from_every_head_of_its_teachers(data: Path) -> None:
     teaching = Teaching(share=0.75, others=0.25)
     recipe = msgspec.structs.replace(RECIPE.text, teaching=teaching)
     stage = TextStage(recipe, data=data, compute=Compute(torch.device("cpu"), torch.float32), seed=1).eval()
     batch = [each for some in stage.batches(0) for each in some]
     by_labels = stage(batch).item()
-    teacher = stage.as_teacher()
-    stage.begin(1, teacher=teacher)
-    ids_BT = pad_rows([row.ids for row, _ in batch], pad_id=stage.tokenizer.layout.pad_id)
-    entropy_BH = torch.stack([-(scores_BC * scores_BC.log()).sum(-1) for scores_BC in teacher(ids_BT).values()], dim=1)
-    own_BH = torch.tensor([[row.head == name for name in stage.heads] for row, _ in batch])
+    teachers = [stage.as_teacher(), stage.as_teacher()]
+    for tensor in teachers[1].parameters():
+        tensor.data *= 1.5
+    stage.begin(2, teachers=teachers)
+    ids_BT = pad_rows([row.ids for row in batch], pad_id=stage.tokenizer.layout.pad_id)
+    with torch.no_grad():
+        own, other = (teacher(teacher.branch(ids_BT)) for teacher in teachers)
+    entropy_BH = torch.stack([-((own[name] + other[name]) / 2 * own[name].log()).sum(-1) for name in own], dim=1)
+    own_BH = torch.tensor([[row.head == name for name in stage.heads] for row in batch])
     expected = 0.25 * by_labels + (torch.where(own_BH, 0.75, 0.25) * entropy_BH).sum() / len(batch)
     assert own_BH.any(0).all(), "texts of both data sets"
-    assert stage(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stage(batch).item() == pytest.approx(expected.item(), rel=1e-3)  # answers are kept as float16
     assert not [name for name, _ in stage.named_parameters() if "teacher" in name], "nothing of it is learned"
 
 
@@ -482,7 +488,7 @@ def test_many_long_texts_are_computed_in_parts_and_learned_as_one(
     text_stage.branch.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     whole = gradients(text_stage)
     assert rows == [len(batch)]
-    longest = max(len(row.ids) for row, _ in batch)
+    longest = max(len(row.ids) for row in batch)
     monkeypatch.setattr("emostream.model.text_training._MOST_KEPT_TOKENS", {"cpu": 3 * longest})
     parted = gradients(text_stage)
     assert max(rows[1:]) == 3
