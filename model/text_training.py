@@ -29,6 +29,7 @@ from emostream.model.pooling import Compute, pool_texts
 from emostream.model.recipe import TextRecipe
 from emostream.model.samples import EMOTION
 from emostream.model.sampling import class_weights, draw, read_choices, shares, shuffled_batches, soft_targets
+from emostream.model.tokenise import Windows
 from emostream.model.training_loop import Stage
 
 _log = logging.getLogger(__name__)
@@ -40,10 +41,10 @@ is not measured."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One training text: which it is, the token ids of its first window, and where its loss is taken."""
+    """One training text: its place in which data set, token ids of its first window, and where its loss is taken."""
 
     dataset: int
-    number: int
+    place: int
     ids: tuple[int, ...]
     head: str
     labels: tuple[int, ...]
@@ -114,8 +115,8 @@ class TextStage(Stage):
             _log.warning("%s: %d of %d texts are longer than a window of %d tokens, whose rest is not learned from",
                          dataset.name, longer, len(windows), self.tokenizer.layout.window_tokens)  # fmt: skip
         return [
-            Row(dataset=number, number=row, ids=text.rows[0], head=example.head, labels=example.labels)
-            for row, (text, example) in enumerate(zip(windows, dataset.examples, strict=True))
+            Row(dataset=number, place=place, ids=text.rows[0], head=example.head, labels=example.labels)
+            for place, (text, example) in enumerate(zip(windows, dataset.examples, strict=True))
         ]
 
     def begin(self, run: int, *, teachers: Sequence[Teacher] = ()) -> None:
@@ -192,7 +193,7 @@ class TextStage(Stage):
             return labels
         if not self._answers:  # asked in each step, of what it has drawn, one teacher took a third of it
             self._answers = [self._ask(dataset) for dataset in self._train_sets]
-        told_BA = torch.stack([self._answers[row.dataset][row.number] for row in batch]).to(self._compute.device)
+        told_BA = torch.stack([self._answers[row.dataset][row.place] for row in batch]).to(self._compute.device)
         answers = torch.split(told_BA.float(), [len(classes) for classes in self.classes.values()], dim=1)
         return {
             name: (1 - teaching.share) * labels[name]
@@ -203,10 +204,10 @@ class TextStage(Stage):
     def _ask(self, dataset: Dataset) -> Tensor:
         """Return answers_NA, float16: what the teachers say of each text on average, all heads side by side."""
         _log.info("%s: teachers read %s, %d texts", self.name, dataset.name, len(dataset.texts))
-        answers = [
-            teacher(self._pool_by(teacher.branch, dataset).to(self._compute.device)) for teacher in self._teachers
-        ]
-        told = [torch.cat([scores[name] for name in self.classes], dim=1) for scores in answers]
+        windows, told = self.tokenizer.windows(dataset.texts), []
+        for teacher in self._teachers:
+            scores = teacher(self._pool(teacher.branch, windows).to(self._compute.device))
+            told.append(torch.cat([scores[name] for name in self.classes], dim=1))
         return torch.stack(told).mean(0).half().cpu()
 
     def peak_rate(self, parameter: str) -> float:
@@ -239,10 +240,9 @@ class TextStage(Stage):
 
     def pool(self, dataset: Dataset) -> Tensor:
         """Return pooled_ND of a data set's texts."""
-        return self._pool_by(self.branch, dataset)
+        return self._pool(self.branch, self.tokenizer.windows(dataset.texts))
 
-    def _pool_by(self, branch: TextBranch, dataset: Dataset) -> Tensor:
-        windows = self.tokenizer.windows(dataset.texts)
+    def _pool(self, branch: TextBranch, windows: Sequence[Windows]) -> Tensor:
         return pool_texts(branch, windows, pad_id=self.tokenizer.layout.pad_id, compute=self._compute)[0]
 
     def sets(self, split: str) -> list[Dataset]:

@@ -154,6 +154,8 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
     total = dict.fromkeys(first, torch.zeros(()))
     teachers: list[Teacher] = []
     for number in range(recipe.text.runs):
+        if number and recipe.text.teaching is not None:
+            teachers.append(text.as_teacher())
         text.load_state_dict(first)
         text.begin(number, teachers=teachers)
         run_stage(
@@ -164,11 +166,8 @@ def _learn_text(text: TextStage, recipe: Recipe, *, run: Path, compute: Compute,
             built_on=teachers,
             on_step=on_step,
         )
-        if recipe.text.teaching is not None:
-            teachers.append(text.as_teacher())
-        else:
-            total = {name: total[name] + tensor.cpu().double() for name, tensor in text.state_dict().items()}
-    if not teachers:
+        total = {name: total[name] + tensor.cpu().double() for name, tensor in text.state_dict().items()}
+    if recipe.text.teaching is None:
         text.load_state_dict({name: tensor / recipe.text.runs for name, tensor in total.items()})
 
 
