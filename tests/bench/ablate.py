@@ -169,6 +169,7 @@ def finished_text(
     chosen = tuple(choice for choice in recipe.text.datasets if choice.name in only or not only)
     stage = TextStage(replace(recipe.text, datasets=chosen), data=data, compute=compute, seed=recipe.seed)
     stage.branch.load_state_dict(checkpoint.network.text.state_dict())
+    stage.tokenizer = checkpoint.tokenizer
     stage.eval()
     pool, pooled = stage.pool, dict[tuple[str, ...], Tensor]()
 

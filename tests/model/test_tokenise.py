@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emostream.model.checkpoint import SHIPPED, load_checkpoint
 from emostream.model.encoder import load_pretrained_tokenizer
 from emostream.model.normalise import Normalisation
 from emostream.model.tokenise import TextTokenizer
@@ -40,6 +41,14 @@ def test_a_short_text_is_one_window(tokenizer: TextTokenizer) -> None:
     (windows,) = tokenizer.windows(["the so"])
     assert windows.rows == ((2, 56, 57, 3),)
     assert not windows.truncated
+
+
+def test_a_variation_selector_whose_emoji_is_gone_changes_no_token() -> None:
+    """TweetEval's training tweets of ❤ and ☀ kept theirs when the emoji was cut out, its val tweets rarely."""
+    with_selector, without = load_checkpoint(SHIPPED).tokenizer.windows(
+        ["my dog \N{VARIATION SELECTOR-16} @ the park", "my dog @ the park"]
+    )
+    assert with_selector == without
 
 
 def test_saved_tokenizer_gives_the_same_tokens(tokenizer: TextTokenizer, tmp_path: Path) -> None:
