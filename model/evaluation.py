@@ -23,6 +23,7 @@ from emostream.model.calibration import (
 )
 from emostream.model.datasets import Dataset, Example
 from emostream.model.errors import DatasetError
+from emostream.model.samples import ModelInfo
 
 MULTI_LABEL_THRESHOLD = 0.3
 """Score above which GoEmotions' authors count a label as given (arXiv:2005.00547, section 5.3)."""
@@ -67,6 +68,7 @@ class Evaluation(msgspec.Struct, frozen=True):
         n_unread: Examples left out because their recording cannot be read, or because they have no answer.
         is_fold: Whether the split is one of the folds that the data set was divided into.
         calibration: How often answers of about one confidence are right.
+        model: What answered, and on what it ran; None for one that is still in training.
     """
 
     task: str
@@ -87,6 +89,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     ece_by_chance: float = 0.0
     is_fold: bool = False
     calibration: tuple[CalibrationBin, ...] = ()
+    model: ModelInfo | None = None
 
 
 def evaluate_scores(

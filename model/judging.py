@@ -51,7 +51,8 @@ def judge(
     """
     check_path(dataset, path)
     if EMOTION not in dataset.classes:
-        return evaluate_scores(dataset, _head_scores(scorer, dataset, on_progress))
+        evaluation = evaluate_scores(dataset, _head_scores(scorer, dataset, on_progress))
+        return msgspec.structs.replace(evaluation, model=scorer.info)
     kept: list[Example] = []
     modalities: set[str] = set()
     scores: list[tuple[float, ...]] = []
@@ -84,7 +85,7 @@ def judge(
     judged = msgspec.structs.replace(dataset, examples=tuple(kept))
     order = tuple(name for name in ("text", "voice") if name in modalities)
     evaluation = evaluate_scores(judged, np.array(scores, dtype=np.float32), modalities=order)
-    return msgspec.structs.replace(evaluation, n_unread=len(unread) - saved + unanswered)
+    return msgspec.structs.replace(evaluation, n_unread=len(unread) - saved + unanswered, model=scorer.info)
 
 
 def check_path(dataset: Dataset, path: str) -> None:

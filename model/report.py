@@ -72,6 +72,7 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     left_out += f"; {evaluation.n_unread} CANNOT BE READ and are left out" if evaluation.n_unread else ""
     console.print(
         Text(heading(evaluation), style="bold"),
+        *([Text(f"answered by {evaluation.model}")] if evaluation.model else []),
         Text(f"{evaluation.n} examples with one label{left_out}"),
         Text("   ".join(f"{name} {figure(evaluation):.4f}" for name, figure in _FIGURES.items())),
         Text(
@@ -139,7 +140,8 @@ def markdown_report(
     # The calibration error comes last, apart from what is better when it is higher.
     head.append(head.pop(head.index("ECE")))
     parts = [f"# {_escape(title)}", _markdown_table(head, map(_summary_row, evaluations), text_columns=(0, 1, 2, 8))]
-    overall = [tweeteval_overall(evaluations), *map(_escape, calibration_by_path(evaluations))]
+    models = dict.fromkeys(f"Answered by {evaluation.model}." for evaluation in evaluations if evaluation.model)
+    overall = [*map(_escape, models), tweeteval_overall(evaluations), *map(_escape, calibration_by_path(evaluations))]
     parts += [sentence for sentence in (*overall, _LEGEND) if sentence]
     for number, evaluation in enumerate(evaluations):
         parts.append(f"## {_escape(heading(evaluation))}")

@@ -35,7 +35,7 @@ def test_each_example_takes_the_path_asked_for(
 ) -> None:
     told: list[tuple[int, int]] = []
     result = judge(shipped_scorer, dataset(*SPOKEN), path=path, on_progress=lambda *step: told.append(step))
-    assert (result.n, result.modalities) == (n, modalities)
+    assert (result.n, result.modalities, result.model) == (n, modalities, shipped_scorer.info)
     assert told[-1] == (3, 3)
     if path == "text":
         assert result.accuracy == 1.0
@@ -84,6 +84,7 @@ def test_classes_are_matched_by_name_not_by_place(shipped_scorer: EmotionScorer)
         for text, label in (("what a lovely day, thank you!", "positive"), ("worst service ever, awful", "negative"))
     )
     result = judge(shipped_scorer, Dataset("tweeteval/sentiment", "test", {head: turned}, examples))
+    assert result.model == shipped_scorer.info
     assert result.accuracy == 1.0
     assert result.labels == turned
 

@@ -27,7 +27,7 @@ from emostream.model.report import (
     write_cross_validation,
     write_reports,
 )
-from emostream.model.samples import LABELS
+from emostream.model.samples import LABELS, ModelInfo
 from emostream.model.training_loop import EpochRecord, StageProgress
 
 EMOJI = (*"❤😍😂💕🔥😊😎✨💙😘📷", "🇺🇸", *"☀💜😉💯😁🎄📸😜")
@@ -46,6 +46,7 @@ def evaluation(
     modalities: tuple[str, ...] = ("text",),
     confusion: list[list[int]] | None = None,
     is_fold: bool = False,
+    model: ModelInfo | None = None,
 ) -> Evaluation:
     return Evaluation(
         task=task,
@@ -63,6 +64,7 @@ def evaluation(
         labels=labels,
         modalities=modalities,
         is_fold=is_fold,
+        model=model,
     )
 
 
@@ -118,6 +120,14 @@ def test_markdown_tables_keep_their_shape(labels: tuple[str, ...]) -> None:
     assert {len(row) for row in classes} == {5}
     assert {len(row) for row in confusion} == {len(labels) + 1}
     assert len(classes) == len(confusion) == len(labels) + 2
+
+
+def test_what_answered_is_named_once() -> None:
+    model = ModelInfo(name="my|own", version="2.0", device="cpu", precision="float32")
+    assert "answered by my|own 2.0 on cpu, float32\n" in printed(evaluation(model=model))
+    markdown = markdown_report([evaluation(model=model), evaluation(IRONY, model=model)], title="All")
+    assert markdown.count(r"Answered by my\|own 2.0 on cpu, float32.") == 1
+    assert "nswered by" not in printed(evaluation()) + markdown_report([evaluation()], title="All")
 
 
 def test_markdown_shows_names_as_they_are() -> None:
